@@ -1,0 +1,13 @@
+"""Errors a caller may want to catch. All are `ValueError` subclasses."""
+
+
+class XGenMMError(ValueError):
+    """Base class of the package's own errors."""
+
+
+class PlaceholderMismatchError(XGenMMError):
+    """The prompt holds another number of image tokens than the images yield features."""
+
+
+class ImageInputError(XGenMMError):
+    """A picture cannot be read or has no usable pixels."""

@@ -1,0 +1,1 @@
+"""Configuration, resampler and model classes."""

@@ -1,0 +1,158 @@
+"""Configuration of xGen-MM (BLIP-3) models."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto import CONFIG_MAPPING, AutoConfig
+
+from .released_config import RELEASED_KEYS, SIGLIP_SO400M, translate_released_config
+
+# Canvases of the released checkpoints in tiles, (rows, cols); the order breaks ties. There is no 1 x 1.
+RELEASED_GRIDS = ((2, 1), (1, 2), (2, 2), (1, 3), (3, 1))
+
+
+@strict
+class XGenMMResamplerConfig(PreTrainedConfig):
+    """Shape of the perceiver resampler; the defaults are those of the released 4B models.
+
+    Args:
+        hidden_size: Width of the latents; `None` takes the vision tower's width (1152 as released).
+        output_size: Width of the image tokens; `None` takes the language model's width (3072 as released).
+        num_latents: Learned queries, and so image tokens, per tile.
+        num_hidden_layers: Number of cross-attention + feed-forward layers.
+        num_attention_heads: Attention heads per layer.
+        head_dim: Width of one head; `num_attention_heads * head_dim` may differ from `hidden_size`.
+        intermediate_size: Width of the feed-forward layer; `None` is four times `hidden_size`.
+        hidden_act: Activation of the feed-forward layer (the exact, erf-based GELU as released).
+        layer_norm_eps: Epsilon of every LayerNorm.
+        initializer_range: Standard deviation of freshly initialised weights.
+    """
+
+    model_type = "xgenmm_resampler"
+    base_config_key = "resampler_config"
+
+    hidden_size: int | None = None
+    output_size: int | None = None
+    num_latents: int = 128
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 16
+    head_dim: int = 96
+    intermediate_size: int | None = None
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+
+
+@strict
+class XGenMMConfig(PreTrainedConfig):
+    """Configuration of `XGenMMModel` and `XGenMMForConditionalGeneration`.
+
+    The defaults describe the released v1.5 4B models. The released `config.json` is read as it is (see
+    `released_config.py`); what is written back is always the layout of this class.
+
+    Args:
+        vision_config: Any vision tower transformers knows, as a config or a dict with `model_type`.
+        resampler_config: Shape of the perceiver resampler.
+        text_config: Any causal language model transformers knows, as a config or a dict with `model_type`.
+        image_token_id: Id of the `<image>` placeholder; one per image token in `input_ids`.
+        image_grid_pinpoints: Permitted canvases as `[height, width]` in pixels; `None` takes the released five shapes
+            at the tower's image size.
+        tile_grouping: What the resampler reads at once. `"raster_chunks"` cuts the feature map of the canvas into
+            consecutive raster chunks, as every released checkpoint expects; `"tile"` keeps each tile's features
+            together, the better choice for newly trained models; `"image"` joins all features of a picture, so that it
+            costs `num_latents` tokens whatever its size.
+        lm_head_bias: Whether the output layer has a bias; the released checkpoints have one.
+        max_tiles_per_call: Most tiles that go through tower and resampler in one call, which bounds memory; `None`
+            decides by device (small calls are faster on a CPU, one large call on an accelerator).
+        tie_word_embeddings: Whether the output layer shares the embedding table (never in released checkpoints).
+
+    Source: xGen-MM technical report (arXiv:2408.08872) and the released v1.5 configuration.
+    """
+
+    model_type = "xgenmm"
+    sub_configs = {
+        "vision_config": AutoConfig,
+        "resampler_config": XGenMMResamplerConfig,
+        "text_config": AutoConfig,
+    }
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vision_config: dict | PreTrainedConfig | None = None
+    resampler_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    image_token_id: int = 32012
+    image_grid_pinpoints: list | None = None
+    tile_grouping: Literal["raster_chunks", "tile", "image"] = "raster_chunks"
+    lm_head_bias: bool = True
+    max_tiles_per_call: int | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Build sub-configurations from dicts and fill the widths that follow from one another."""
+        # The released remote code is never used, so a saved pointer to it would only mislead.
+        kwargs.pop("auto_map", None)
+        released = {key: kwargs.pop(key) for key in RELEASED_KEYS if key in kwargs}
+        if released:
+            for name, value in translate_released_config(released, text_config=self.text_config).items():
+                setattr(self, name, value)
+        self.vision_config = _build_sub_config(self.vision_config, SIGLIP_SO400M)
+        self.text_config = _build_sub_config(self.text_config, {"model_type": "phi3", "vocab_size": 32015})
+        if not isinstance(self.resampler_config, PreTrainedConfig):
+            self.resampler_config = XGenMMResamplerConfig(**(self.resampler_config or {}))
+        self._complete_resampler()
+        if self.image_grid_pinpoints is None:
+            self.image_grid_pinpoints = [[rows * self.tile_size, cols * self.tile_size] for rows, cols in RELEASED_GRIDS]
+        self._check_values()
+        super().__post_init__(**kwargs)
+
+    @property
+    def tile_size(self) -> int:
+        """Edge of a square tile in pixels: the vision tower's image size."""
+        return self.vision_config.image_size
+
+    @property
+    def cells_per_tile(self) -> int:
+        """Feature cells along one edge of a tile (27 for 384 pixels and patches of 14)."""
+        return self.tile_size // self.vision_config.patch_size
+
+    def _complete_resampler(self) -> None:
+        resampler = self.resampler_config
+        if resampler.hidden_size is None:
+            resampler.hidden_size = self.vision_config.hidden_size
+        if resampler.output_size is None:
+            resampler.output_size = self.text_config.hidden_size
+        if resampler.intermediate_size is None:
+            resampler.intermediate_size = 4 * resampler.hidden_size
+
+    def _check_values(self) -> None:
+        resampler = self.resampler_config
+        for name, ours, other in (
+            ("hidden_size", resampler.hidden_size, self.vision_config.hidden_size),
+            ("output_size", resampler.output_size, self.text_config.hidden_size),
+        ):
+            if ours != other:
+                raise ValueError(
+                    f"`resampler_config.{name}` is {ours} but the neighbouring module is {other} wide; "
+                    "leave it `None` to have it filled in."
+                )
+        for canvas in self.image_grid_pinpoints:
+            if len(canvas) != 2 or any(side < 1 or side % self.tile_size for side in canvas):
+                raise ValueError(
+                    f"`image_grid_pinpoints` holds {canvas}; each entry must be [height, width] in multiples of the "
+                    f"tile size {self.tile_size}."
+                )
+        if self.max_tiles_per_call is not None and self.max_tiles_per_call < 1:
+            raise ValueError(f"`max_tiles_per_call` is {self.max_tiles_per_call}; give at least 1, or `None`.")
+
+
+def _build_sub_config(config: dict | PreTrainedConfig | None, defaults: dict[str, Any]) -> PreTrainedConfig:
+    if isinstance(config, PreTrainedConfig):
+        return config
+    # Defaults describe one architecture; a dict that names another one starts from that one's own defaults.
+    fields = dict(config or defaults)
+    fields.setdefault("model_type", defaults["model_type"])
+    if fields["model_type"] == "siglip_vision_model":
+        # The pooling head is never called, so it is neither built nor run.
+        fields.setdefault("vision_use_head", False)
+    return CONFIG_MAPPING[fields["model_type"]](**fields)

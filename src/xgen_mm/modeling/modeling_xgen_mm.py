@@ -1,0 +1,399 @@
+"""xGen-MM (BLIP-3) models: vision tower, perceiver resampler and language model."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto import AutoModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, torch_compilable_check
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+
+from ..errors import PlaceholderMismatchError
+from .configuration_xgen_mm import XGenMMConfig
+from .resampler import XGenMMPerceiverResampler
+from .tile_layout import TileLayout, anyres_layout, single_tile_layout
+
+# Feature values (tiles x cells x width) per tower call when the configuration leaves it open. Beyond a few 384-pixel tiles
+# a CPU loses cache locality; an accelerator wants one large call, bounded so that hundreds of tiles do not exhaust it.
+CPU_VALUES_PER_CALL = 4 * 729 * 1152
+ACCELERATOR_VALUES_PER_CALL = 128 * 729 * 1152
+
+
+@dataclass
+class XGenMMModelOutputWithPast(BaseModelOutputWithPast):
+    """Output of `XGenMMModel`.
+
+    Attributes:
+        image_hidden_states: Image tokens of all pictures, shape (image_tokens, hidden_size), if there were pictures.
+    """
+
+    image_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class XGenMMCausalLMOutputWithPast(ModelOutput):
+    """Output of `XGenMMForConditionalGeneration`.
+
+    Attributes:
+        loss: Next-token loss, a scalar, if `labels` were given.
+        logits: Scores, shape (batch, kept positions, vocab_size).
+        past_key_values: Cache of the language model.
+        hidden_states: Hidden states of the language model, if asked for.
+        attentions: Attention weights of the language model, if asked for.
+        image_hidden_states: Image tokens of all pictures, shape (image_tokens, hidden_size), if there were pictures.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: torch.Tensor | None = None
+
+
+class XGenMMPreTrainedModel(PreTrainedModel):
+    """What both models tell the host about themselves."""
+
+    config: XGenMMConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["XGenMMResamplerLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+
+class XGenMMModel(XGenMMPreTrainedModel):
+    """Vision tower, resampler and language model without a language-modelling head.
+
+    A picture arrives as a thumbnail and the tiles of its canvas; every tile becomes `num_latents` image tokens, which take
+    the places of the `<image>` placeholders in the prompt. The sequence length never changes inside the model.
+
+    Source: xGen-MM technical report (arXiv:2408.08872), model architecture.
+    """
+
+    def __init__(self, config: XGenMMConfig) -> None:
+        """Build the three parts from their sub-configurations."""
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.resampler = XGenMMPerceiverResampler._from_config(config.resampler_config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        image_sizes: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Encode pictures into image tokens.
+
+        Args:
+            pixel_values: Tile pixels, shape (num_images, max_tiles, 3, S, S), thumbnail first, normalised; rows with fewer
+                tiles end in filler, which is never encoded. Shape (tiles, 3, S, S) holds the real tiles of all pictures.
+            image_sizes: Original (height, width) of each picture, shape (num_images, 2); `None` means one tile each.
+            **kwargs: Passed on to the vision tower and the resampler.
+
+        Returns:
+            `last_hidden_state`: tower features of all real tiles, shape (tiles, cells, vision width);
+            `pooler_output`: a list with one (image_tokens, hidden_size) tensor per picture.
+
+        Raises:
+            ValueError: If tiles and sizes do not belong together.
+        """
+        layout = self._layout(pixel_values, image_sizes)
+        tiles = _real_tiles(pixel_values, layout.num_tiles)
+        kwargs.pop("return_dict", None)
+        vision_outputs = self._encode_tiles(tiles, **kwargs)
+        image_tokens = self._resample(vision_outputs.last_hidden_state, layout, **kwargs)
+        per_image = torch.split(image_tokens, layout.num_groups)
+        vision_outputs.pooler_output = [tokens.flatten(0, 1) for tokens in per_image]
+        return vision_outputs
+
+    def get_placeholder_mask(
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.Tensor,
+        image_features: torch.Tensor,
+    ) -> torch.BoolTensor:
+        """Find the placeholders of image tokens and check that they are as many as the features.
+
+        Args:
+            input_ids: Token ids, shape (batch, sequence); `None` finds placeholders by their embedding.
+            inputs_embeds: Embeddings, shape (batch, sequence, hidden_size).
+            image_features: Image tokens, shape (image_tokens, hidden_size).
+
+        Returns:
+            `True` at placeholders, shape (batch, sequence, 1).
+
+        Raises:
+            PlaceholderMismatchError: If there are more or fewer placeholders than features.
+        """
+        if input_ids is None:
+            token = torch.tensor(self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
+        else:
+            mask = (input_ids == self.config.image_token_id).to(inputs_embeds.device)
+        num_slots = mask.sum()
+        torch_compilable_check(
+            num_slots == image_features.shape[0],
+            lambda: (
+                f"Image features and image tokens do not match, tokens: {int(num_slots)}, "
+                f"features: {image_features.shape[0]}. The prompt needs one image token per feature: build it with the "
+                "processor of this checkpoint, and if it was truncated, raise `max_length` or set it to `None`."
+            ),
+            error_type=PlaceholderMismatchError,
+        )
+        return mask.unsqueeze(-1)
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> XGenMMModelOutputWithPast:
+        """Run the language model over text and image tokens.
+
+        Args:
+            input_ids: Token ids, shape (batch, sequence), one `image_token_id` per image token.
+            pixel_values: Tile pixels as in `get_image_features`; `None` for text alone.
+            image_sizes: Original (height, width) of each picture, shape (num_images, 2).
+            attention_mask: Shape (batch, sequence), 1 on real tokens.
+            position_ids: Shape (batch, sequence).
+            past_key_values: Cache of earlier positions.
+            inputs_embeds: Embeddings instead of `input_ids`, shape (batch, sequence, hidden_size).
+            use_cache: Whether to return a cache.
+            mm_encoder_outputs: `{"image": output of get_image_features}` instead of `pixel_values`.
+            **kwargs: Passed on to the language model.
+
+        Raises:
+            ValueError: If not exactly one of `input_ids` and `inputs_embeds`, or both forms of images, are given.
+            PlaceholderMismatchError: If image tokens and image features differ in number.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        if pixel_values is not None and mm_encoder_outputs is not None:
+            raise ValueError("Give `pixel_values` or `mm_encoder_outputs`, not both: one holds what the other yields.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+
+        image_outputs = (mm_encoder_outputs or {}).get("image")
+        if image_outputs is None and pixel_values is not None and pixel_values.shape[0] > 0:
+            image_outputs = self.get_image_features(pixel_values, image_sizes, return_dict=True)
+        image_features = None
+        if image_outputs is not None:
+            image_features = torch.cat(list(image_outputs.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)
+            mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
+            inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
+
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return XGenMMModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_features,
+        )
+
+    def _layout(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None) -> TileLayout:
+        if pixel_values.dim() not in (4, 5):
+            raise ValueError(
+                f"`pixel_values` has shape {tuple(pixel_values.shape)}; expected (num_images, max_tiles, 3, S, S) or "
+                "(tiles, 3, S, S)."
+            )
+        if image_sizes is None:
+            if pixel_values.dim() == 5 and pixel_values.shape[1] != 1:
+                raise ValueError(
+                    f"`pixel_values` holds up to {pixel_values.shape[1]} tiles per image but `image_sizes` is missing; "
+                    "pass the `image_sizes` that the processor returned."
+                )
+            return single_tile_layout(pixel_values.shape[0])
+        layout = anyres_layout([(int(height), int(width)) for height, width in image_sizes.tolist()], self.config)
+        _check_tiles(pixel_values, layout.num_tiles)
+        return layout
+
+    def _encode_tiles(self, tiles: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutputWithPooling:
+        """Tower features of all tiles, in as few calls as memory allows."""
+        tiles = tiles.to(self.vision_tower.dtype)
+        outputs = [self.vision_tower(chunk, return_dict=True, **kwargs) for chunk in tiles.split(self._call_size(tiles))]
+        cells = self.config.cells_per_tile**2
+        return BaseModelOutputWithPooling(
+            # Towers with a class token put it first; only the cells of the tile are wanted.
+            last_hidden_state=torch.cat([output.last_hidden_state[:, -cells:] for output in outputs]),
+            hidden_states=_cat_layers([output.hidden_states for output in outputs]),
+            attentions=_cat_layers([output.attentions for output in outputs]),
+        )
+
+    def _resample(
+        self, features: torch.Tensor, layout: TileLayout, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        if layout.cell_order is not None:
+            order = layout.cell_order.to(features.device)
+            features = features.flatten(0, 1).index_select(0, order.view(-1)).unflatten(0, order.shape)
+        mask = layout.patch_attention_mask
+        size = self._call_size(features)
+        masks = [None] * -(-features.shape[0] // size) if mask is None else mask.to(features.device).split(size)
+        chunks = [
+            self.resampler(chunk, chunk_mask, return_dict=True, **kwargs).last_hidden_state
+            for chunk, chunk_mask in zip(features.split(size), masks, strict=True)
+        ]
+        return torch.cat(chunks)
+
+    def _call_size(self, tiles: torch.Tensor) -> int:
+        if self.config.max_tiles_per_call is not None:
+            return self.config.max_tiles_per_call
+        values = CPU_VALUES_PER_CALL if tiles.device.type == "cpu" else ACCELERATOR_VALUES_PER_CALL
+        return max(1, values // (self.config.cells_per_tile**2 * self.config.resampler_config.hidden_size))
+
+
+class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, GenerationMixin):
+    """xGen-MM with a language-modelling head: `generate` answers questions about interleaved pictures and text."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: XGenMMConfig) -> None:
+        """Build the model and its output layer (`lm_head_bias` says whether that has a bias)."""
+        super().__init__(config)
+        self.model = XGenMMModel(config)
+        text_config = config.text_config
+        self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=config.lm_head_bias)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The output layer."""
+        return self.lm_head
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        image_sizes: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Encode pictures into image tokens; see `XGenMMModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values, image_sizes, return_dict=True, **kwargs)
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> XGenMMCausalLMOutputWithPast:
+        """Score the next token at every kept position.
+
+        Args:
+            input_ids: Token ids, shape (batch, sequence), one `image_token_id` per image token.
+            pixel_values: Tile pixels, shape (num_images, max_tiles, 3, S, S), thumbnail first, zeros as filler.
+            image_sizes: Original (height, width) of each picture, shape (num_images, 2); `None` means one tile each.
+            attention_mask: Shape (batch, sequence), 1 on real tokens.
+            position_ids: Shape (batch, sequence).
+            past_key_values: Cache of earlier positions.
+            inputs_embeds: Embeddings instead of `input_ids`, shape (batch, sequence, hidden_size).
+            labels: Target ids, shape (batch, sequence), -100 where there is no loss.
+            use_cache: Whether to return a cache.
+            logits_to_keep: How many last positions get logits (0 means all), or their indices.
+            mm_encoder_outputs: `{"image": output of get_image_features}` instead of `pixel_values`.
+            **kwargs: Passed on to the language model and the loss function (`num_items_in_batch`).
+
+        Raises:
+            ValueError: If the inputs contradict one another.
+            PlaceholderMismatchError: If image tokens and image features differ in number.
+        """
+        outputs = self.model(
+            input_ids,
+            pixel_values=pixel_values,
+            image_sizes=image_sizes,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return XGenMMCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+
+
+def _check_tiles(pixel_values: torch.Tensor, num_tiles: list[int]) -> None:
+    if pixel_values.dim() == 4:
+        found, expected, unit = pixel_values.shape[0], sum(num_tiles), "tiles"
+        fits = found == expected
+    else:
+        found, expected, unit = tuple(pixel_values.shape[:2]), (len(num_tiles), max(num_tiles)), "(images, tiles)"
+        fits = found[0] == expected[0] and found[1] >= expected[1]
+    if not fits:
+        raise ValueError(
+            f"`pixel_values` holds {found} {unit} but `image_sizes` asks for {expected}; the image processor and the "
+            "model must share `image_grid_pinpoints` and tile size."
+        )
+
+
+def _real_tiles(pixel_values: torch.Tensor, num_tiles: list[int]) -> torch.Tensor:
+    """Drop filler: (num_images, max_tiles, 3, S, S) -> (tiles, 3, S, S)."""
+    if pixel_values.dim() == 4:
+        return pixel_values
+    max_tiles = pixel_values.shape[1]
+    tiles = pixel_values.flatten(0, 1)
+    if all(count == max_tiles for count in num_tiles):
+        return tiles
+    kept = [image * max_tiles + tile for image, count in enumerate(num_tiles) for tile in range(count)]
+    return tiles[torch.tensor(kept, device=tiles.device)]
+
+
+def _cat_layers(calls: list[tuple[torch.Tensor, ...] | None]) -> tuple[torch.Tensor, ...] | None:
+    """Join what several tower calls recorded per layer along the tiles."""
+    recorded = [call for call in calls if call is not None]
+    return tuple(torch.cat(layer) for layer in zip(*recorded, strict=True)) if recorded else None

@@ -1,0 +1,128 @@
+"""Where the tiles of a batch of pictures are, and how their features are grouped before the resampler."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from ..anyres import CellBox, Size, canvas_grid, content_cells
+from .configuration_xgen_mm import XGenMMConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TileLayout:
+    """Tiles of all pictures of a batch, and the groups of cells that the resampler reads at once.
+
+    Attributes:
+        num_tiles: Real tiles per picture, thumbnail included.
+        num_groups: Groups per picture; each becomes `num_latents` image tokens.
+        cell_order: Long, shape (groups, cells): which cell of all tiles' features (flattened) stands at each place of the
+            resampler's input; `None` if groups are the tiles as they are.
+        patch_attention_mask: Bool, shape (groups, cells), `False` on padding; `None` if every cell is picture content.
+    """
+
+    num_tiles: list[int]
+    num_groups: list[int]
+    cell_order: torch.Tensor | None = None
+    patch_attention_mask: torch.Tensor | None = None
+
+
+def single_tile_layout(num_images: int) -> TileLayout:
+    """Layout of pictures that are one tile each (no any-resolution)."""
+    return TileLayout(num_tiles=[1] * num_images, num_groups=[1] * num_images)
+
+
+def anyres_layout(image_sizes: Sequence[Size], config: XGenMMConfig) -> TileLayout:
+    """Layout of any-resolution pictures.
+
+    Args:
+        image_sizes: Original `(height, width)` of each picture in pixels.
+        config: Names the canvases, the tile size and the grouping.
+
+    Returns:
+        The layout, its tensors on the CPU.
+
+    Source: released code of xGen-MM v1.5. With `"raster_chunks"` the cells of the whole canvas are read row by row and
+    cut into chunks of one tile's length, so with two or more columns a chunk is a band of full canvas rows. With
+    `"image"` the thumbnail and the canvas without its padding form one long group.
+    """
+    cells_per_tile = config.cells_per_tile
+    grids = [
+        canvas_grid(size, pinpoints=config.image_grid_pinpoints, tile_size=config.tile_size) for size in image_sizes
+    ]
+    num_tiles = [rows * cols + 1 for rows, cols in grids]
+    boxes = [
+        content_cells(size, grid=grid, cells_per_tile=cells_per_tile)
+        for size, grid in zip(image_sizes, grids, strict=True)
+    ]
+    if config.tile_grouping == "image":
+        return _whole_image_layout(grids, boxes, cells_per_tile)
+
+    raster = config.tile_grouping == "raster_chunks"
+    masks = [
+        _content_mask(grid, box, cells_per_tile, raster=raster) for grid, box in zip(grids, boxes, strict=True)
+    ]
+    mask = torch.cat(masks)
+    order = None
+    # One column of tiles is already in raster order.
+    if raster and any(cols > 1 for _, cols in grids):
+        order = torch.cat([
+            _raster_order(grid, cells_per_tile) + start
+            for grid, start in zip(grids, _first_cells(num_tiles, cells_per_tile), strict=True)
+        ])
+    return TileLayout(
+        num_tiles=num_tiles,
+        num_groups=num_tiles,
+        cell_order=order,
+        patch_attention_mask=None if bool(mask.all()) else mask,
+    )
+
+
+def _whole_image_layout(grids: list[Size], boxes: list[CellBox], cells_per_tile: int) -> TileLayout:
+    num_tiles = [rows * cols + 1 for rows, cols in grids]
+    orders = []
+    for grid, box, start in zip(grids, boxes, _first_cells(num_tiles, cells_per_tile), strict=True):
+        cells = _raster_order(grid, cells_per_tile).view(-1)
+        thumbnail, canvas = cells.split([cells_per_tile**2, cells.numel() - cells_per_tile**2])
+        canvas = canvas.view(grid[0] * cells_per_tile, grid[1] * cells_per_tile)
+        content = canvas[box.top : box.bottom, box.left : box.right].reshape(-1)
+        orders.append(torch.cat([thumbnail, content]) + start)
+    # Filler points at cell 0 and is masked.
+    order = pad_sequence(orders, batch_first=True)
+    lengths = torch.tensor([len(cells) for cells in orders])
+    mask = torch.arange(order.shape[1]) < lengths[:, None]
+    return TileLayout(
+        num_tiles=num_tiles,
+        num_groups=[1] * len(grids),
+        cell_order=order,
+        patch_attention_mask=None if bool(mask.all()) else mask,
+    )
+
+
+def _first_cells(num_tiles: list[int], cells_per_tile: int) -> list[int]:
+    """Index of each picture's first cell among the cells of all pictures."""
+    return [cells_per_tile**2 * sum(num_tiles[:image]) for image in range(len(num_tiles))]
+
+
+def _content_mask(grid: Size, box: CellBox, cells_per_tile: int, *, raster: bool) -> torch.Tensor:
+    rows, cols = grid
+    canvas = torch.zeros(rows * cells_per_tile, cols * cells_per_tile, dtype=torch.bool)
+    canvas[box.top : box.bottom, box.left : box.right] = True
+    if not raster:
+        # (rows, cells, cols, cells) -> (rows, cols, cells, cells)
+        canvas = canvas.view(rows, cells_per_tile, cols, cells_per_tile).transpose(1, 2)
+    thumbnail = torch.ones(1, cells_per_tile**2, dtype=torch.bool)
+    return torch.cat([thumbnail, canvas.reshape(rows * cols, cells_per_tile**2)])
+
+
+@lru_cache(maxsize=64)
+def _raster_order(grid: Size, cells_per_tile: int) -> torch.Tensor:
+    """Cells of one picture, thumbnail first, then the canvas row by row: shape (tiles, cells)."""
+    rows, cols = grid
+    num_cells = cells_per_tile**2
+    tiles = torch.arange(num_cells, num_cells * (1 + rows * cols))
+    # (rows, cols, cells, cells) -> (rows, cells, cols, cells)
+    canvas = tiles.view(rows, cols, cells_per_tile, cells_per_tile).transpose(1, 2).reshape(-1)
+    return torch.cat([torch.arange(num_cells), canvas]).view(1 + rows * cols, num_cells)
