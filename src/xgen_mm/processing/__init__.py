@@ -1,0 +1,1 @@
+"""Image processors, chat template and processor."""
