@@ -10,6 +10,11 @@ from typing import Any
 NUM_ADDED_TOKENS = 3
 RELEASED_TOKENIZER_LENGTH = 32012
 RELEASED_KEYS = ("vision_encoder_config", "vision_tokenizer_config")
+# What every weight of the released files is called first, and what our models do not have among them.
+RELEASED_PREFIX = "vlm."
+UNUSED_RELEASED_WEIGHTS = r"^vlm\.vision_encoder\.head\."
+# Distance of Phi-3's `<|end|>` (32007) from the end of the released tokenizer (32012).
+END_TOKEN_OFFSET = 5
 
 SIGLIP_SO400M = {
     "model_type": "siglip_vision_model",
