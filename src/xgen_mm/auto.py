@@ -1,106 +1,149 @@
-"""Tells transformers' Auto classes about our configuration, models and processors.
+"""Makes transformers' Auto classes, and everything else that looks classes up by name, find ours.
 
-Importing torch and the model classes takes seconds, so nothing is imported before it is wanted: `register_on_import`
-waits until transformers loads the module of an Auto class and adds our entries then.
+transformers keeps tables of class *names* and imports a class when it is asked for. Our names are entered into the same
+tables, so that `import xgen_mm` costs milliseconds and nothing of ours is imported while transformers itself is half-way
+through an import. The tables live in modules that may not be loaded yet; each gets our names right after it is.
 """
 
 import importlib.machinery
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
-MODEL_TYPE = "xgenmm"
+PUBLIC_HOMES = {
+    "errors": ("ConversionError", "ImageInputError", "PlaceholderMismatchError", "XGenMMError"),
+    "modeling.configuration_xgen_mm": ("XGenMMConfig", "XGenMMResamplerConfig"),
+    "modeling.modeling_xgen_mm": ("XGenMMForConditionalGeneration", "XGenMMModel", "XGenMMPreTrainedModel"),
+    "modeling.resampler": ("XGenMMPerceiverResampler",),
+    "processing.image_processing_pil_xgen_mm": ("XGenMMImageProcessorPil",),
+    "processing.image_processing_xgen_mm": ("XGenMMImageProcessor",),
+    "processing.processing_xgen_mm": ("XGenMMProcessor",),
+    "tiny.checkpoint": ("tiny_checkpoint",),
+}
+_HOME_OF = {name: home for home, names in PUBLIC_HOMES.items() for name in names}
+# The released files name the original's class; found under that name, ours is used and no remote code is asked for.
+_RELEASED_NAMES = {
+    "Blip3ImageProcessor": "XGenMMImageProcessor",
+    "Blip3ImageProcessorPil": "XGenMMImageProcessorPil",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """Names of the classes of one `model_type`."""
+
+    model_type: str
+    config: str
+    model: str
+    processor: str
+    image_processors: dict[str, str]
+
+
+FAMILIES = (
+    Family(
+        model_type="xgenmm",
+        config="XGenMMConfig",
+        model="XGenMMForConditionalGeneration",
+        processor="XGenMMProcessor",
+        image_processors={"torchvision": "XGenMMImageProcessor", "pil": "XGenMMImageProcessorPil"},
+    ),
+)
+
+
+def load_public(name: str) -> Any:
+    """Import one of the package's public names.
+
+    Raises:
+        AttributeError: If there is no such name.
+    """
+    name = _RELEASED_NAMES.get(name, name)
+    if name not in _HOME_OF:
+        raise AttributeError(f"module `{__package__}` has no attribute `{name}`")
+    home = _HOME_OF[name]
+    value = getattr(import_module(f".{home}", __package__), name)
+    if home.endswith("modeling.modeling_xgen_mm"):
+        # Checkpoints in the released layout load through the same classes.
+        import_module(".conversion.released_loading", __package__).register_released_layouts()
+    return value
 
 
 def register() -> None:
-    """Add all entries now. Calling it again changes nothing."""
-    for add_entries in _ENTRIES.values():
-        add_entries()
-
-
-def register_on_import() -> None:
-    """Add each entry as soon as transformers has loaded the Auto class it belongs to."""
-    waiting = dict(_ENTRIES)
-    for name in _ENTRIES:
+    """Enter our names wherever transformers looks classes up, now or as soon as that place exists."""
+    for family in FAMILIES:
+        alias = f"transformers.models.{family.model_type}"
+        sys.modules.setdefault(alias, _PublicNames(alias))
+    for name, enter_names in _ENTRIES.items():
         if name in sys.modules:
-            waiting.pop(name)()
-    if waiting:
-        sys.meta_path.insert(0, _PostImportFinder(waiting))
+            enter_names(sys.modules[name])
+    if not any(isinstance(finder, _PostImportFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _PostImportFinder())
 
 
-def _register_config() -> None:
-    from transformers.models.auto.configuration_auto import AutoConfig
+class _PublicNames(ModuleType):
+    """Stands where transformers expects the module of a model; its attributes are our public names."""
 
-    from .modeling.configuration_xgen_mm import XGenMMConfig
+    def __getattr__(self, name: str) -> Any:
+        return load_public(name)
 
-    AutoConfig.register(MODEL_TYPE, XGenMMConfig, exist_ok=True)
+
+def _enter_top_level(_: ModuleType) -> None:
+    # TRL and serving engines ask `transformers` itself for the class that a config names.
+    host = sys.modules["transformers"]
+    for name in (*_HOME_OF, *_RELEASED_NAMES):
+        host._class_to_module.setdefault(name, f"models.{FAMILIES[0].model_type}")
 
 
-def _register_models() -> None:
-    import transformers
-    from transformers.models.auto import modeling_auto
+def _enter_configs(module: ModuleType) -> None:
+    for family in FAMILIES:
+        module.CONFIG_MAPPING._mapping[family.model_type] = family.config
 
-    from .modeling.configuration_xgen_mm import XGenMMConfig
-    from .modeling.modeling_xgen_mm import XGenMMForConditionalGeneration
 
-    _register_config()
+def _enter_models(module: ModuleType) -> None:
     # `AutoModel` gives the class that can generate: that is what `AutoModel.from_pretrained` is used for with these models.
-    for name in ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"):
-        auto_class = getattr(modeling_auto, name, None)
-        if auto_class is not None:
-            auto_class.register(XGenMMConfig, XGenMMForConditionalGeneration, exist_ok=True)
-    # TRL, serving engines and pipelines look classes up by architecture name, not through the Auto classes.
-    class_name = XGenMMForConditionalGeneration.__name__
-    modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[MODEL_TYPE] = class_name
-    setattr(transformers, class_name, XGenMMForConditionalGeneration)
+    for table in ("MODEL_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_MULTIMODAL_LM_MAPPING"):
+        _enter(getattr(module, table), {family.model_type: family.model for family in FAMILIES})
 
 
-def _register_image_processors() -> None:
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
-    from .modeling.configuration_xgen_mm import XGenMMConfig
-    from .processing.image_processing_pil_xgen_mm import XGenMMImageProcessorPil
-    from .processing.image_processing_xgen_mm import XGenMMImageProcessor
-
-    AutoImageProcessor.register(
-        XGenMMConfig,
-        image_processor_classes={"torchvision": XGenMMImageProcessor, "pil": XGenMMImageProcessorPil},
-        exist_ok=True,
-    )
+def _enter_image_processors(module: ModuleType) -> None:
+    _enter(module.IMAGE_PROCESSOR_MAPPING, {family.model_type: family.image_processors for family in FAMILIES})
 
 
-def _register_processor() -> None:
-    from transformers.models.auto.processing_auto import AutoProcessor
+def _enter_processors(module: ModuleType) -> None:
+    _enter(module.PROCESSOR_MAPPING, {family.model_type: family.processor for family in FAMILIES})
 
-    from .modeling.configuration_xgen_mm import XGenMMConfig
-    from .processing.processing_xgen_mm import XGenMMProcessor
 
-    AutoProcessor.register(XGenMMConfig, XGenMMProcessor, exist_ok=True)
+def _enter(mapping: Any, names: dict[str, Any]) -> None:
+    """Add names by model type to one of the host's lazy mappings from configuration class to class."""
+    mapping._model_mapping.update(names)
+    # Built when the mapping was created, which may have been before us.
+    mapping._reverse_config_mapping.update({family.config: family.model_type for family in FAMILIES})
 
 
 _AUTO = "transformers.models.auto."
-_ENTRIES: dict[str, Callable[[], None]] = {
-    _AUTO + "configuration_auto": _register_config,
-    _AUTO + "modeling_auto": _register_models,
-    _AUTO + "image_processing_auto": _register_image_processors,
-    _AUTO + "processing_auto": _register_processor,
+_ENTRIES: dict[str, Callable[[ModuleType], None]] = {
+    "transformers": _enter_top_level,
+    # Executes `transformers/__init__.py` a second time and replaces the module.
+    "transformers.processing_utils": _enter_top_level,
+    _AUTO + "configuration_auto": _enter_configs,
+    _AUTO + "modeling_auto": _enter_models,
+    _AUTO + "image_processing_auto": _enter_image_processors,
+    _AUTO + "processing_auto": _enter_processors,
 }
 
 
 class _PostImportFinder(MetaPathFinder):
-    """Finds nothing itself; lets the regular finders do it and runs a function after the module was executed."""
-
-    def __init__(self, waiting: dict[str, Callable[[], None]]) -> None:
-        self.waiting = waiting
+    """Finds nothing itself; lets the regular finder do it and enters our names after the module was executed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        add_entries = self.waiting.pop(fullname, None)
-        if add_entries is None:
+        enter_names = _ENTRIES.get(fullname)
+        if enter_names is None:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         loader = None if spec is None else spec.loader
@@ -108,10 +151,10 @@ class _PostImportFinder(MetaPathFinder):
             return spec
         execute = loader.exec_module
 
-        def execute_and_register(module: ModuleType) -> None:
+        def execute_and_enter(module: ModuleType) -> None:
             execute(module)
-            add_entries()
+            enter_names(module)
 
         # Set on this one loader object, which belongs to this one module.
-        loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        loader.exec_module = execute_and_enter  # type: ignore[method-assign]
         return spec
