@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .processing.image_processing_xgen_mm import XGenMMImageProcessor
     from .processing.processing_xgen_mm import XGenMMProcessor
     from .tiny.checkpoint import tiny_checkpoint
+    from .v1.configuration_xgen_mm_v1 import XGenMMV1Config
+    from .v1.image_processing_xgen_mm_v1 import XGenMMV1ImageProcessor, XGenMMV1ImageProcessorPil
+    from .v1.modeling_xgen_mm_v1 import XGenMMV1ForConditionalGeneration, XGenMMV1Model
 
 __version__ = "0.1.0.dev0"
 
@@ -34,6 +37,11 @@ __all__ = [
     "XGenMMPreTrainedModel",
     "XGenMMProcessor",
     "XGenMMResamplerConfig",
+    "XGenMMV1Config",
+    "XGenMMV1ForConditionalGeneration",
+    "XGenMMV1ImageProcessor",
+    "XGenMMV1ImageProcessorPil",
+    "XGenMMV1Model",
     "__version__",
     "tiny_checkpoint",
 ]

@@ -24,6 +24,9 @@ PUBLIC_HOMES = {
     "processing.image_processing_xgen_mm": ("XGenMMImageProcessor",),
     "processing.processing_xgen_mm": ("XGenMMProcessor",),
     "tiny.checkpoint": ("tiny_checkpoint",),
+    "v1.configuration_xgen_mm_v1": ("XGenMMV1Config", "XGenMMV1FirstReleaseConfig"),
+    "v1.image_processing_xgen_mm_v1": ("XGenMMV1ImageProcessor", "XGenMMV1ImageProcessorPil"),
+    "v1.modeling_xgen_mm_v1": ("XGenMMV1ForConditionalGeneration", "XGenMMV1Model"),
 }
 _HOME_OF = {name: home for home, names in PUBLIC_HOMES.items() for name in names}
 # The released files name the original's class; found under that name, ours is used and no remote code is asked for.
@@ -52,7 +55,18 @@ FAMILIES = (
         processor="XGenMMProcessor",
         image_processors={"torchvision": "XGenMMImageProcessor", "pil": "XGenMMImageProcessorPil"},
     ),
+    Family(
+        model_type="xgenmm_v1",
+        config="XGenMMV1Config",
+        model="XGenMMV1ForConditionalGeneration",
+        processor="XGenMMProcessor",
+        image_processors={"torchvision": "XGenMMV1ImageProcessor", "pil": "XGenMMV1ImageProcessorPil"},
+    ),
 )
+# Model types that only files of a release carry; reading one gives the configuration of a family.
+_RELEASED_MODEL_TYPES = {"blip_3": "XGenMMV1FirstReleaseConfig"}
+# Modules to import along with others: reading `XGenMMConfig` may find a file of the v1 release.
+_COMPANIONS = {"modeling.configuration_xgen_mm": "v1.configuration_xgen_mm_v1"}
 
 
 def load_public(name: str) -> Any:
@@ -66,7 +80,9 @@ def load_public(name: str) -> Any:
         raise AttributeError(f"module `{__package__}` has no attribute `{name}`")
     home = _HOME_OF[name]
     value = getattr(import_module(f".{home}", __package__), name)
-    if home.endswith("modeling.modeling_xgen_mm"):
+    if home in _COMPANIONS:
+        import_module(f".{_COMPANIONS[home]}", __package__)
+    if home in ("modeling.modeling_xgen_mm", "v1.modeling_xgen_mm_v1"):
         # Checkpoints in the released layout load through the same classes.
         import_module(".conversion.released_loading", __package__).register_released_layouts()
     return value
@@ -74,8 +90,8 @@ def load_public(name: str) -> Any:
 
 def register() -> None:
     """Enter our names wherever transformers looks classes up, now or as soon as that place exists."""
-    for family in FAMILIES:
-        alias = f"transformers.models.{family.model_type}"
+    for model_type in (*(family.model_type for family in FAMILIES), *_RELEASED_MODEL_TYPES):
+        alias = f"transformers.models.{model_type}"
         sys.modules.setdefault(alias, _PublicNames(alias))
     for name, enter_names in _ENTRIES.items():
         if name in sys.modules:
@@ -99,8 +115,8 @@ def _enter_top_level(_: ModuleType) -> None:
 
 
 def _enter_configs(module: ModuleType) -> None:
-    for family in FAMILIES:
-        module.CONFIG_MAPPING._mapping[family.model_type] = family.config
+    module.CONFIG_MAPPING._mapping.update({family.model_type: family.config for family in FAMILIES})
+    module.CONFIG_MAPPING._mapping.update(_RELEASED_MODEL_TYPES)
 
 
 def _enter_models(module: ModuleType) -> None:
@@ -124,6 +140,13 @@ def _enter(mapping: Any, names: dict[str, Any]) -> None:
     mapping._reverse_config_mapping.update({family.config: family.model_type for family in FAMILIES})
 
 
+def _enter_tokenizers(module: ModuleType) -> None:
+    # `tokenizer.json` is used as it is. The released files name a class that would build another normaliser and so give
+    # other ids; the host treats Phi-3 itself the same way.
+    for family in FAMILIES:
+        module.TOKENIZER_MAPPING_NAMES.setdefault(family.model_type, "TokenizersBackend")
+
+
 _AUTO = "transformers.models.auto."
 _ENTRIES: dict[str, Callable[[ModuleType], None]] = {
     "transformers": _enter_top_level,
@@ -133,6 +156,7 @@ _ENTRIES: dict[str, Callable[[ModuleType], None]] = {
     _AUTO + "modeling_auto": _enter_models,
     _AUTO + "image_processing_auto": _enter_image_processors,
     _AUTO + "processing_auto": _enter_processors,
+    _AUTO + "tokenization_auto": _enter_tokenizers,
 }
 
 

@@ -11,3 +11,7 @@ class PlaceholderMismatchError(XGenMMError):
 
 class ImageInputError(XGenMMError):
     """A picture cannot be read or has no usable pixels."""
+
+
+class ConversionError(XGenMMError):
+    """A checkpoint does not hold what its layout asks for, or cannot be read safely."""

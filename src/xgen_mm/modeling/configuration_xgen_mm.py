@@ -1,5 +1,6 @@
 """Configuration of xGen-MM (BLIP-3) models."""
 
+import os
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -96,8 +97,8 @@ class XGenMMConfig(PreTrainedConfig):
         if released:
             for name, value in translate_released_config(released, text_config=self.text_config).items():
                 setattr(self, name, value)
-        self.vision_config = _build_sub_config(self.vision_config, SIGLIP_SO400M)
-        self.text_config = _build_sub_config(self.text_config, {"model_type": "phi3", "vocab_size": 32015})
+        self.vision_config = build_sub_config(self.vision_config, SIGLIP_SO400M)
+        self.text_config = build_sub_config(self.text_config, {"model_type": "phi3", "vocab_size": 32015})
         if not isinstance(self.resampler_config, PreTrainedConfig):
             self.resampler_config = XGenMMResamplerConfig(**(self.resampler_config or {}))
         self._complete_resampler()
@@ -105,6 +106,35 @@ class XGenMMConfig(PreTrainedConfig):
             self.image_grid_pinpoints = [[rows * self.tile_size, cols * self.tile_size] for rows, cols in RELEASED_GRIDS]
         self._check_values()
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Read a configuration; arguments and result as in the host's method, which calls `from_dict`."""
+        kwargs.setdefault("name_or_path", str(pretrained_model_name_or_path))
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build the configuration; arguments and result as in the host's method.
+
+        Releases of other architectures carry the same model type: their files give the subclass that reads them.
+        """
+        if cls is XGenMMConfig:
+            source = kwargs.get("name_or_path") or None
+            for architecture in cls.__subclasses__():
+                if architecture.reads_released(config_dict, source=source):
+                    return architecture.from_dict(config_dict, **kwargs)
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def reads_released(cls, config_dict: dict[str, Any], *, source: str | None) -> bool:
+        """Whether a released `config.json` is one for this class rather than for `XGenMMConfig`.
+
+        Args:
+            config_dict: Content of the file.
+            source: Directory or repository that it came from, if known.
+        """
+        return False
 
     @property
     def tile_size(self) -> int:
@@ -146,7 +176,8 @@ class XGenMMConfig(PreTrainedConfig):
             raise ValueError(f"`max_tiles_per_call` is {self.max_tiles_per_call}; give at least 1, or `None`.")
 
 
-def _build_sub_config(config: dict | PreTrainedConfig | None, defaults: dict[str, Any]) -> PreTrainedConfig:
+def build_sub_config(config: dict | PreTrainedConfig | None, defaults: dict[str, Any]) -> PreTrainedConfig:
+    """Configuration of one part; `defaults` are its fields (`model_type` among them) if none are given."""
     if isinstance(config, PreTrainedConfig):
         return config
     # Defaults describe one architecture; a dict that names another one starts from that one's own defaults.

@@ -1,6 +1,10 @@
 """xGen-MM (BLIP-3) models: vision tower, perceiver resampler and language model."""
 
+import logging
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,9 +18,12 @@ from transformers.utils import TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from ..errors import PlaceholderMismatchError
-from .configuration_xgen_mm import XGenMMConfig
+from .configuration_xgen_mm import RELEASED_GRIDS, XGenMMConfig
+from .released_config import UNUSED_RELEASED_WEIGHTS, complete_generation_config, was_read_from_released_layout
 from .resampler import XGenMMPerceiverResampler
 from .tile_layout import TileLayout, anyres_layout, single_tile_layout
+
+logger = logging.getLogger(__name__)
 
 # Feature values (tiles x cells x width) per tower call when the configuration leaves it open. Beyond a few 384-pixel tiles
 # a CPU loses cache locality; an accelerator wants one large call, bounded so that hundreds of tiles do not exhaust it.
@@ -70,6 +77,28 @@ class XGenMMPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    _keys_to_ignore_on_load_unexpected = [UNUSED_RELEASED_WEIGHTS]
+    # The host writes a model back as it was read; ours is always written in our own layout.
+    _weight_conversions = []
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint in our layout, or the unmodified files of a released one; arguments as in the host's method.
+
+        A model read from released files is saved in our layout, and ends its answers at Phi-3's `<|end|>`.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if was_read_from_released_layout(model._weight_conversions or ()):
+            model._weight_conversions = []
+            if model.can_generate() and kwargs.get("generation_config") is None:
+                complete_generation_config(model.generation_config, tokenizer_length=model.config.image_token_id)
+            logger.warning(
+                "Read a checkpoint in the released layout; weights under %s are not part of this model and were left out "
+                "(a pooling head that is never called). `xgen-mm convert` writes a checkpoint that loads as it is.",
+                UNUSED_RELEASED_WEIGHTS,
+            )
+        return loaded
 
 
 class XGenMMModel(XGenMMPreTrainedModel):
@@ -285,6 +314,57 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, GenerationMixin):
         text_config = config.text_config
         self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
+
+    @classmethod
+    def from_parts(
+        cls,
+        vision: str | os.PathLike[str] | PreTrainedModel,
+        text: str | os.PathLike[str] | PreTrainedModel,
+        *,
+        tokenizer: Any = None,
+        num_latents: int = 128,
+        resampler_layers: int = 6,
+        grids: Sequence[tuple[int, int]] = RELEASED_GRIDS,
+        tile_grouping: str = "tile",
+        dtype: str | torch.dtype = "auto",
+        seed: int = 0,
+    ) -> "XGenMMForConditionalGeneration":
+        """Build an untrained model from a pretrained vision tower and a pretrained language model.
+
+        Weights of both are taken over exactly; the resampler is new, and so are rows of the token tables for image
+        tokens, where the language model has no spare ones. `xgen_mm.conversion.assemble.assemble` builds the processor
+        as well.
+
+        Args:
+            vision: Hub id, directory or loaded model with a vision tower of fixed input size (SigLIP, CLIP ...).
+            text: Hub id, directory or loaded model, any decoder-only language model.
+            tokenizer: Tokenizer that goes with the model: the image tokens are added to it. `None` loads the one of
+                `text`; if that is a loaded model, image tokens are the ids after its last one.
+            num_latents: Image tokens per tile.
+            resampler_layers: Layers of the resampler.
+            grids: Permitted canvases as (rows, cols) of tiles; order breaks ties.
+            tile_grouping: As in `XGenMMConfig`.
+            dtype: Precision of the result; `"auto"` is the narrowest that holds both parts without rounding.
+            seed: Seed of the resampler's weights.
+
+        Returns:
+            The model in evaluation mode. It shares no memory with loaded models that were passed in.
+
+        Raises:
+            ValueError: If a part is unsuitable, see the message.
+            OSError: If a part cannot be read.
+        """
+        # Only building needs this module, which an exported model does without.
+        from .assembly import AssemblySettings, model_from_parts
+
+        settings = AssemblySettings(
+            num_latents=num_latents,
+            resampler_layers=resampler_layers,
+            grids=grids,
+            tile_grouping=tile_grouping,
+            seed=seed,
+        )
+        return model_from_parts(cls, vision, text, tokenizer=tokenizer, dtype=dtype, settings=settings)
 
     def get_output_embeddings(self) -> nn.Linear:
         """The output layer."""

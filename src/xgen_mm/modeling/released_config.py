@@ -4,7 +4,12 @@ The released file stores only differences from class defaults of the original re
 and the tower; the values filled in here are those defaults. Source: released code of xGen-MM v1.5.
 """
 
-from typing import Any
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 # Rows appended to the tokenizer by the released code, in this order: `<image>`, `<image placeholder>`, `<|endofchunk|>`.
 NUM_ADDED_TOKENS = 3
@@ -47,28 +52,19 @@ def translate_released_config(released: dict[str, Any], *, text_config: Any) -> 
     Raises:
         ValueError: If the vision tower is not a SigLIP one (v1 checkpoints use an open_clip tower).
     """
-    encoder = _as_dict(released.get("vision_encoder_config"))
-    tokenizer = _as_dict(released.get("vision_tokenizer_config"))
-    text = _as_dict(text_config)
+    encoder, tokenizer = (as_dict(released.get(key)) for key in RELEASED_KEYS)
     tower_name = encoder.get("model_name", "google/siglip-so400m-patch14-384")
     if "siglip" not in tower_name.lower():
         raise ValueError(
-            f"`vision_encoder_config.model_name` is {tower_name!r}; only SigLIP towers (v1.5 layout) can be read directly."
+            f"`vision_encoder_config.model_name` is {tower_name!r}; `XGenMMConfig` reads SigLIP towers (v1.5 layout). Use "
+            "`AutoConfig`, which knows the v1 layout too."
         )
 
-    for key in STALE_TEXT_KEYS:
-        text.pop(key, None)
-    tokenizer_length = text.pop("initial_tokenizer_len", RELEASED_TOKENIZER_LENGTH)
-    text.setdefault("model_type", "phi3")
-    # The decoupled tables (old rows and three added ones) are one table here, the dead rows beyond are dropped.
-    text["vocab_size"] = tokenizer_length + NUM_ADDED_TOKENS
-    if text.get("sliding_window") is not None:
-        text["sliding_window"] += SLIDING_WINDOW_OFFSET
-
-    vision = SIGLIP_SO400M | _as_dict(encoder.get("siglip_vision_config"))
+    text, tokenizer_length = translate_text_config(text_config)
+    vision = SIGLIP_SO400M | as_dict(encoder.get("siglip_vision_config"))
     fields: dict[str, Any] = {
         "vision_config": vision,
-        "resampler_config": _resampler_fields(tokenizer, vision["hidden_size"]),
+        "resampler_config": resampler_fields(tokenizer, vision["hidden_size"]),
         "text_config": text,
         "image_token_id": tokenizer_length,
         "lm_head_bias": True,
@@ -82,7 +78,52 @@ def translate_released_config(released: dict[str, Any], *, text_config: Any) -> 
     return fields
 
 
-def _resampler_fields(tokenizer: dict[str, Any], vision_hidden_size: int) -> dict[str, Any]:
+def translate_text_config(text_config: Any) -> tuple[dict[str, Any], int]:
+    """Translate the released `text_config` section.
+
+    Args:
+        text_config: The section, a dict or `None`; it is not changed.
+
+    Returns:
+        Fields of the language model's configuration, and the tokens of the tokenizer without the three added ones.
+    """
+    text = as_dict(text_config)
+    for key in STALE_TEXT_KEYS:
+        text.pop(key, None)
+    tokenizer_length = text.pop("initial_tokenizer_len", RELEASED_TOKENIZER_LENGTH)
+    text.setdefault("model_type", "phi3")
+    # The decoupled tables (old rows and three added ones) are one table here, the dead rows beyond are dropped.
+    text["vocab_size"] = tokenizer_length + NUM_ADDED_TOKENS
+    if text.get("sliding_window") is not None:
+        text["sliding_window"] += SLIDING_WINDOW_OFFSET
+    return text, tokenizer_length
+
+
+def was_read_from_released_layout(conversions: Iterable[Any]) -> bool:
+    """Whether the host used patterns for released names (`WeightTransform` objects) to load a model."""
+    anchor = "^" + re.escape(RELEASED_PREFIX)
+    return any(pattern.startswith(anchor) for used in conversions for pattern in used.source_patterns)
+
+
+def complete_generation_config(generation_config: "GenerationConfig", *, tokenizer_length: int) -> None:
+    """Add what the released code passes to every `generate` call by hand: greedy search, and `<|end|>` ends an answer.
+
+    Args:
+        generation_config: Settings read from the released directory; changed in place.
+        tokenizer_length: Tokens of the released tokenizer, without the three that the model adds.
+    """
+    stop_ids = generation_config.eos_token_id
+    stop_ids = list(stop_ids) if isinstance(stop_ids, (list, tuple)) else [] if stop_ids is None else [stop_ids]
+    end_id = tokenizer_length - END_TOKEN_OFFSET
+    generation_config.eos_token_id = stop_ids if end_id in stop_ids else [*stop_ids, end_id]
+    if generation_config.pad_token_id is None:
+        generation_config.pad_token_id = generation_config.eos_token_id[0]
+    generation_config.do_sample = False
+    generation_config._from_model_config = False
+
+
+def resampler_fields(tokenizer: dict[str, Any], vision_hidden_size: int) -> dict[str, Any]:
+    """Fields of `XGenMMResamplerConfig` for the released `vision_tokenizer_config` section."""
     hidden_size = tokenizer.get("vis_feature_dim", vision_hidden_size)
     return {
         "hidden_size": hidden_size,
@@ -95,7 +136,8 @@ def _resampler_fields(tokenizer: dict[str, Any], vision_hidden_size: int) -> dic
     }
 
 
-def _as_dict(section: Any) -> dict[str, Any]:
+def as_dict(section: Any) -> dict[str, Any]:
+    """A copy of a section that may be missing, a dict or a configuration."""
     if section is None:
         return {}
     return dict(section if isinstance(section, dict) else section.to_dict())

@@ -1,5 +1,6 @@
 """Processor of xGen-MM: text and pictures become model inputs."""
 
+import os
 from typing import Any
 
 from transformers.image_utils import ImageInput
@@ -7,6 +8,12 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from ..errors import PlaceholderMismatchError
 from .chat_template import build_chat_template
+from .released_processor import (
+    complete_tokenizer,
+    drop_placeholders,
+    read_processor_settings,
+    released_chat_template,
+)
 
 
 class XGenMMProcessor(ProcessorMixin):
@@ -51,6 +58,33 @@ class XGenMMProcessor(ProcessorMixin):
         if chat_template is None:
             chat_template = build_chat_template(tokenizer.get_added_vocab())
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+
+    @classmethod
+    def get_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read the processor's settings; those of a released directory, which has no such file, come from its `config.json`."""
+        settings, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if "num_latents" not in settings:
+            released = read_processor_settings(str(pretrained_model_name_or_path), **kwargs)
+            settings = released | settings | {"is_released": bool(released)}
+        return settings, unused
+
+    @classmethod
+    def from_args_and_dict(cls, args: list[Any], processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build the processor from its parts; those of a released directory are completed first."""
+        processor_dict = dict(processor_dict)
+        if processor_dict.pop("is_released", False):
+            image_processor, tokenizer = args
+            complete_tokenizer(tokenizer)
+            template = released_chat_template(tokenizer, is_tiled=image_processor.image_aspect_ratio == "anyres")
+            # Serving engines ask the tokenizer instead of the processor.
+            tokenizer.chat_template = processor_dict.setdefault("chat_template", template)
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
+
+    def prepare_inputs_layout(self, images: ImageInput | None = None, text: Any = None, **kwargs: Any) -> Any:
+        """Bring inputs into the host's form; the placeholders that released base prompts write out are taken out."""
+        return super().prepare_inputs_layout(images=images, text=drop_placeholders(text), **kwargs)
 
     def validate_inputs(
         self,

@@ -1,0 +1,1 @@
+"""The `xgen-mm` command: one module per subcommand, listed in `main.COMMANDS`."""

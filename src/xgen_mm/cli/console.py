@@ -1,0 +1,80 @@
+"""What every subcommand shares: the parser class, the one-line error, and where text goes."""
+
+import argparse
+import json
+import sys
+import textwrap
+from typing import Any, NoReturn
+
+PROGRAM = "xgen-mm"
+HELP_WIDTH = 100
+
+
+class UserError(Exception):
+    """The command cannot do what was asked; the message is shown as one line."""
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help text that is the same in every terminal."""
+
+    def __init__(self, prog: str) -> None:
+        """Fix the width; see `argparse.HelpFormatter`."""
+        super().__init__(prog, width=HELP_WIDTH, max_help_position=30)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parser that raises `UserError` instead of printing its usage and exiting."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Build a parser with plain, fixed-width help; see `argparse.ArgumentParser`."""
+        kwargs.setdefault("formatter_class", HelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+        # Python 3.14 and newer colour their help, which would get into pipes and generated pages.
+        self.color = False
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End after `--help` or `--version`; what was printed is flushed first, while errors are still ours to handle."""
+        sys.stdout.flush()
+        super().exit(status, message)
+
+    def get_subparsers(self) -> dict[str, "CommandParser"]:
+        """Parsers of the subcommands by name."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                return dict(action.choices)
+        return {}
+
+    def error(self, message: str) -> NoReturn:
+        """Report a wrong command line.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(f"{message} (`{self.prog} --help` lists what is possible)")
+
+
+def print_text(text: str = "", *, end: str = "\n") -> None:
+    """Write results to stdout, at once."""
+    sys.stdout.write(text + end)
+    sys.stdout.flush()
+
+
+def print_json(value: Any) -> None:
+    """Write one JSON document to stdout."""
+    print_text(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def log(message: str) -> None:
+    """Tell the person at the terminal what is going on, on stderr."""
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()
+
+
+def wrap_paragraphs(text: str) -> str:
+    """Fill each paragraph to the width of the help; blank lines separate paragraphs."""
+    return "\n\n".join(textwrap.fill(paragraph, HELP_WIDTH) for paragraph in text.strip().split("\n\n"))
+
+
+def one_line(error: BaseException) -> str:
+    """Message of an error without line breaks, never empty."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,205 @@
+"""Facts about a checkpoint, from its configuration and file headers alone. Imports torch and transformers."""
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoImageProcessor, AutoModelForImageTextToText
+
+from ..anyres import best_canvas
+from .console import UserError
+from .loading import load_config
+
+# Names in safetensors headers.
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "U8": "uint8"}
+_MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Description:
+    """What a checkpoint is.
+
+    Attributes:
+        checkpoint: Directory or Hub id.
+        model_type: Always `xgenmm`.
+        parts: One line of text per module.
+        parameters: Parameters per module, shared ones counted once, and their `total`.
+        is_lm_head_tied: Whether the output layer shares the embedding table.
+        weights: `num_files`, `num_bytes` and parameters per dtype (`dtypes`); `None` if there are no weights here.
+        tile_size: Edge of a tile in pixels.
+        patch_size: Edge of a patch in pixels.
+        canvases: Permitted canvases as `[height, width]` in pixels.
+        num_latents: Image tokens per tile.
+        tile_grouping: As in the configuration.
+        context_length: Longest sequence in tokens.
+        vocab_size: Rows of the embedding table.
+        images: `image_size`, `canvas` (`None` without tiling), `num_tiles` and `num_image_tokens` per asked size.
+    """
+
+    checkpoint: str
+    model_type: str
+    parts: dict[str, str]
+    parameters: dict[str, int]
+    is_lm_head_tied: bool
+    weights: dict[str, Any] | None
+    tile_size: int
+    patch_size: int
+    canvases: list[list[int]]
+    num_latents: int
+    tile_grouping: str
+    context_length: int
+    vocab_size: int
+    images: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values in the order of the fields."""
+        return asdict(self)
+
+
+def describe_checkpoint(name: str, *, image_sizes: Sequence[tuple[int, int]]) -> Description:
+    """Collect the facts.
+
+    Args:
+        name: Existing directory or Hub id.
+        image_sizes: `(height, width)` of pictures whose cost is wanted.
+
+    Raises:
+        UserError: If there is no readable xGen-MM configuration, or a weight file is damaged.
+    """
+    config = load_config(name)
+    parameters, is_tied = count_parameters(config)
+    return Description(
+        checkpoint=name,
+        model_type=config.model_type,
+        parts=_describe_parts(config),
+        parameters=parameters,
+        is_lm_head_tied=is_tied,
+        weights=read_weights(name),
+        tile_size=config.tile_size,
+        patch_size=config.vision_config.patch_size,
+        canvases=[list(canvas) for canvas in config.image_grid_pinpoints],
+        num_latents=config.resampler_config.num_latents,
+        tile_grouping=config.tile_grouping,
+        context_length=config.text_config.max_position_embeddings,
+        vocab_size=config.text_config.vocab_size,
+        images=_count_image_tokens(name, config, image_sizes),
+    )
+
+
+def count_parameters(config: Any) -> tuple[dict[str, int], bool]:
+    """Count parameters without allocating any.
+
+    Returns:
+        Parameters of `vision_tower`, `resampler`, `language_model`, `lm_head` and `total`, each one counted where it
+        first appears; and whether the output layer shares the embedding table.
+    """
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    modules = {name: getattr(model.model, name) for name in ("vision_tower", "resampler", "language_model")}
+    modules["lm_head"] = model.lm_head
+    counted: set[int] = set()
+    counts = {}
+    for name, module in modules.items():
+        new = {id(parameter): parameter.numel() for parameter in module.parameters() if id(parameter) not in counted}
+        counts[name] = sum(new.values())
+        counted |= new.keys()
+    counts["total"] = sum(counts.values())
+    return counts, model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def read_weights(name: str) -> dict[str, Any] | None:
+    """Size and precision of the weight files of a directory, or of what the Hub cache holds of a Hub id.
+
+    Raises:
+        UserError: If a safetensors file is damaged.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(name, local_files_only=True))
+        except OSError:
+            return None
+    # The host's own preference: safetensors, and pickles only where there are none.
+    files = sorted(folder.glob("*.safetensors")) or sorted([*folder.glob("pytorch_model*.bin"), *folder.glob("*.pt")])
+    if not files:
+        return None
+    dtypes: Counter[str] = Counter()
+    for file in files:
+        if file.suffix == ".safetensors":
+            dtypes.update(_count_dtypes(file))
+    return {"num_files": len(files), "num_bytes": sum(file.stat().st_size for file in files), "dtypes": dict(dtypes)}
+
+
+def _count_dtypes(file: Path) -> Counter[str]:
+    """Values per dtype in one safetensors file: eight bytes of length, then a JSON header."""
+    counts: Counter[str] = Counter()
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(min(length, _MAX_HEADER_BYTES)))
+        for key, entry in header.items():
+            if key != "__metadata__":
+                counts[_DTYPES.get(entry["dtype"], entry["dtype"])] += _product(entry["shape"])
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"`{file}` is no readable safetensors file; copy or download it again.") from error
+    return counts
+
+
+def _describe_parts(config: Any) -> dict[str, str]:
+    vision, resampler, text = config.vision_config, config.resampler_config, config.text_config
+    window = getattr(text, "sliding_window", None)
+    return {
+        "vision_tower": (
+            f"{vision.model_type}: {vision.num_hidden_layers} layers, width {vision.hidden_size}, "
+            f"{vision.num_attention_heads} heads, patches of {vision.patch_size} pixels"
+        ),
+        "resampler": (
+            f"{resampler.num_hidden_layers} layers, width {resampler.hidden_size}, "
+            f"{resampler.num_attention_heads} heads, {resampler.num_latents} latents"
+        ),
+        "language_model": (
+            f"{text.model_type}: {text.num_hidden_layers} layers, width {text.hidden_size}, "
+            f"{text.num_attention_heads} heads, vocabulary {text.vocab_size:,}"
+            + (f", attention window {window:,}" if window else "")
+        ),
+    }
+
+
+def _count_image_tokens(name: str, config: Any, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    processor = _load_image_processor(name, config)
+    rows = []
+    for height, width in image_sizes:
+        num_tiles = processor.get_number_of_image_patches(height, width)
+        is_tiled = processor.image_aspect_ratio == "anyres"
+        num_groups = 1 if config.tile_grouping == "image" else num_tiles
+        rows.append({
+            "image_size": [height, width],
+            "canvas": list(best_canvas((height, width), processor.image_grid_pinpoints)) if is_tiled else None,
+            "num_tiles": num_tiles,
+            "num_image_tokens": num_groups * config.resampler_config.num_latents,
+        })
+    return rows
+
+
+def _load_image_processor(name: str, config: Any) -> Any:
+    """The checkpoint's own image processor, which may not tile; without one, the tiling of the configuration."""
+    try:
+        return AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError):
+        from ..processing.image_processing_pil_xgen_mm import XGenMMImageProcessorPil
+
+        size = {"height": config.tile_size, "width": config.tile_size}
+        return XGenMMImageProcessorPil(size=size, image_grid_pinpoints=config.image_grid_pinpoints)
+
+
+def _product(shape: Sequence[int]) -> int:
+    result = 1
+    for side in shape:
+        result *= side
+    return result

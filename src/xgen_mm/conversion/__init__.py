@@ -1,0 +1,1 @@
+"""Reads, converts and checks checkpoints in the layouts of the xGen-MM releases."""
