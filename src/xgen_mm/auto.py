@@ -65,6 +65,7 @@ FAMILIES = (
 )
 # Model types that only files of a release carry; reading one gives the configuration of a family.
 _RELEASED_MODEL_TYPES = {"blip_3": "XGenMMV1FirstReleaseConfig"}
+_MODEL_TYPES = (*(family.model_type for family in FAMILIES), *_RELEASED_MODEL_TYPES)
 # Modules to import along with others: reading `XGenMMConfig` may find a file of the v1 release.
 _COMPANIONS = {"modeling.configuration_xgen_mm": "v1.configuration_xgen_mm_v1"}
 
@@ -90,7 +91,7 @@ def load_public(name: str) -> Any:
 
 def register() -> None:
     """Enter our names wherever transformers looks classes up, now or as soon as that place exists."""
-    for model_type in (*(family.model_type for family in FAMILIES), *_RELEASED_MODEL_TYPES):
+    for model_type in _MODEL_TYPES:
         alias = f"transformers.models.{model_type}"
         sys.modules.setdefault(alias, _PublicNames(alias))
     for name, enter_names in _ENTRIES.items():
@@ -143,8 +144,8 @@ def _enter(mapping: Any, names: dict[str, Any]) -> None:
 def _enter_tokenizers(module: ModuleType) -> None:
     # `tokenizer.json` is used as it is. The released files name a class that would build another normaliser and so give
     # other ids; the host treats Phi-3 itself the same way.
-    for family in FAMILIES:
-        module.TOKENIZER_MAPPING_NAMES.setdefault(family.model_type, "TokenizersBackend")
+    for model_type in _MODEL_TYPES:
+        module.TOKENIZER_MAPPING_NAMES.setdefault(model_type, "TokenizersBackend")
 
 
 _AUTO = "transformers.models.auto."

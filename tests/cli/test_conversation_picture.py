@@ -53,7 +53,8 @@ def test_draw_conversation_puts_user_right_and_model_left() -> None:
 
 
 def test_draw_conversation_keeps_the_margins_empty() -> None:
-    pixels = draw(question("word " * 500, *[Image.new("RGB", (400, 300), RED)] * 5), reply("x" * 900, is_correct=False))
+    pictures = [Image.new("RGB", (400, 300), RED)] * 5
+    pixels = draw(question("word " * 500, *pictures), reply("x" * 900, is_correct=False))
     margin = SCALE * MARGIN - 1
     edges = [pixels[:margin], pixels[-margin:], pixels[:, :margin], pixels[:, -margin:]]
     assert all((edge == BACKGROUND).all() for edge in edges)

@@ -1,7 +1,10 @@
 """`xgen-mm demo`: with a random model for the files, with the packaged model for the answers."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -15,9 +18,11 @@ PICTURE_NAMES = ["407.png", "392.png", "86.png", "9254.png"]
 
 @pytest.fixture(scope="module")
 def random_demo(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of a demo whose answers come from random weights."""
+    """Files of a demo whose answers come from random weights; `stdout.txt` holds what it printed."""
     output = tmp_path_factory.mktemp("random") / "new" / "demo"
-    assert main(["demo", "--model", str(checkpoint), "--output", str(output), "--device", "cpu"]) == 0
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        assert main(["demo", "--model", str(checkpoint), "--output", str(output), "--device", "cpu"]) == 0
+    (output / "stdout.txt").write_text(shown.getvalue(), encoding="utf-8")
     return output
 
 
@@ -29,8 +34,9 @@ def packaged_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def read_record(output: Path) -> dict[str, object]:
-    return json.loads((output / "conversation.json").read_text(encoding="utf-8"))
+def read_record(output: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((output / "conversation.json").read_text(encoding="utf-8"))
+    return record
 
 
 def test_demo_writes_a_picture_of_the_conversation(random_demo: Path) -> None:
@@ -63,18 +69,18 @@ def test_demo_prompt_grows_with_every_turn(random_demo: Path) -> None:
     assert [entry["num_image_tokens"] for entry in answers[-2:]] == [answers[3]["num_image_tokens"]] * 2
 
 
-def test_demo_prints_conversation_verdict_and_files(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["demo", "--model", str(checkpoint), "--output", str(tmp_path), "--device", "cpu"]) == 0
-    shown = capsys.readouterr().out
-    record = read_record(tmp_path)
+def test_demo_prints_conversation_verdict_and_files(random_demo: Path, checkpoint: Path) -> None:
+    shown = (random_demo / "stdout.txt").read_text(encoding="utf-8")
+    record = read_record(random_demo)
     assert f"{record['num_correct']} of {len(SCRIPT)} answers correct" in shown
     assert shown.count("(wrong, expected ") == len(SCRIPT) - record["num_correct"]
     assert [step.question for step in SCRIPT if step.question not in shown] == []
-    assert str(tmp_path / "conversation.png") in shown
-    assert str(tmp_path / "conversation.json") in shown
-    assert f"xgen-mm generate --image {tmp_path / 'images' / '407.png'}" in shown
+    assert str(random_demo / "conversation.png") in shown
+    assert str(random_demo / "conversation.json") in shown
+    assert shown.splitlines()[-1] == (
+        f"  xgen-mm generate --model {checkpoint} --image {random_demo / 'images' / '407.png'} "
+        "'What number is in the image?'"
+    )
 
 
 def test_demo_output_that_is_a_file_prints_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,9 +91,7 @@ def test_generate_with_option_prints_an_answer(
     assert capsys.readouterr().out.endswith("\n")
 
 
-def test_generate_system_prompt_makes_the_prompt_longer(
-    checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_generate_system_prompt_makes_the_prompt_longer(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate(checkpoint, "--json", "Hello!") == 0
     without = json.loads(capsys.readouterr().out)["num_prompt_tokens"]
     assert generate(checkpoint, "--json", "--system", "Be brief.", "Hello!") == 0

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,9 +13,10 @@ from xgen_mm.cli.main import main
 MODULES = ["vision_tower", "resampler", "language_model", "lm_head", "total"]
 
 
-def describe(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
+def describe(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     assert main(["info", "--json", *arguments]) == 0
-    return json.loads(capsys.readouterr().out)
+    description: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return description
 
 
 def test_info_json_parameters_add_up_to_those_of_the_model(
@@ -113,6 +115,7 @@ def test_read_weights_counts_every_shard(checkpoint: Path, tmp_path: Path) -> No
     model = XGenMMForConditionalGeneration.from_pretrained(checkpoint, dtype="bfloat16")
     model.save_pretrained(tmp_path, max_shard_size="50KB")
     weights = read_weights(str(tmp_path))
+    assert weights is not None
     assert weights["num_files"] == len(list(tmp_path.glob("*.safetensors"))) > 1
     assert weights["dtypes"] == {"bfloat16": sum(parameter.numel() for parameter in model.parameters())}
 

@@ -33,7 +33,7 @@ def test_help_of_command_names_every_option(command: str, capsys: pytest.Capture
     assert [option for option in OPTIONS[command] if option not in shown] == []
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", sorted(OPTIONS))
 def test_help_of_command_lists_exactly_the_options_its_parser_has(command: str) -> None:
     parser = build_parser().get_subparsers()[command]
     declared = [action.option_strings[-1] for action in parser._actions if action.option_strings]
@@ -113,8 +113,11 @@ def test_main_error_of_several_lines_is_folded_into_one(
 def test_main_closed_stdout_leaves_no_message() -> None:
     code = "import sys; from xgen_mm.cli.main import main; sys.exit(main(['--help']))"
     # Buffered, as when a shell starts it: the pipe breaks when the text is flushed.
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": {**os.environ, "PYTHONUNBUFFERED": ""}}
-    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
         process.stdout.close()
         messages = process.stderr.read()
     assert messages == b""

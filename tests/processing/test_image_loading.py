@@ -141,15 +141,17 @@ def test_damaged_exif_does_not_cost_an_intact_picture() -> None:
     assert pil_to_rgb(image).size == (10, 6)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_transparent_pixels_become_white(mode: str) -> None:
-    image = Image.new("RGBA", (4, 4), (10, 20, 30, 0)).convert(mode)
-    assert set(pil_to_rgb(image).get_flattened_data()) == {(255, 255, 255)}
+@pytest.mark.parametrize(
+    ("mode", "colour"), [("RGBA", (10, 20, 30, 0)), ("LA", (10, 0)), ("PA", (1, 0)), ("RGBa", (0, 0, 0, 0))]
+)
+def test_transparent_pixels_become_white(mode: str, colour: tuple[int, ...]) -> None:
+    image = Image.new(mode, (4, 4), colour)
+    assert np.asarray(pil_to_rgb(image)).min() == 255
 
 
 def test_half_transparent_pixels_are_mixed_with_white() -> None:
     image = Image.new("RGBA", (1, 1), (0, 100, 200, 51))
-    np.testing.assert_allclose(pil_to_rgb(image).getpixel((0, 0)), (204, 224, 244), atol=1)
+    np.testing.assert_allclose(np.asarray(pil_to_rgb(image))[0, 0], (204, 224, 244), atol=1)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ def test_animation_shows_its_first_frame(format: str) -> None:
     content = encode(frames[0], format=format, save_all=True, append_images=frames[1:], lossless=True)
     image = fetch_image(content)
     assert isinstance(image, Image.Image)
-    assert image.n_frames == 2
+    assert getattr(image, "n_frames", 1) == 2
     assert pil_to_rgb(image).getpixel((2, 2)) == (255, 0, 0)
 
 
@@ -269,7 +271,7 @@ def test_mode_without_rgb_equivalent_is_refused() -> None:
 def test_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     content = encode(picture(30, 30))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ImageInputError, match="more than twice `PIL.Image.MAX_IMAGE_PIXELS` = 100"):
+    with pytest.raises(ImageInputError, match=r"more than twice `PIL\.Image\.MAX_IMAGE_PIXELS` = 100"):
         fetch_image(content)
 
 

@@ -10,10 +10,11 @@ import PIL
 import pytest
 import torch
 from PIL import Image
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.image_utils import PILImageResampling
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from xgen_mm.errors import ImageInputError
-from xgen_mm.processing import image_loading
+from xgen_mm.processing import image_loading, image_processing_xgen_mm
 from xgen_mm.processing.image_processing_pil_xgen_mm import XGenMMImageProcessorPil
 from xgen_mm.processing.image_processing_xgen_mm import XGenMMImageProcessor
 
@@ -178,7 +179,8 @@ def test_nested_lists_are_flattened_in_reading_order(cls: AnyProcessor) -> None:
     processor = cls(**SMALL)
     first, second, third = (picture(20, 40, seed=seed) for seed in range(3))
     flat = processor([first, second, third], return_tensors="pt")
-    nested = processor([[first], [], [second, third]], return_tensors="pt")
+    groups: Any = [[first], [], [second, third]]
+    nested = processor(groups, return_tensors="pt")
     assert torch.equal(flat["pixel_values"], nested["pixel_values"])
     assert torch.equal(flat["image_sizes"], nested["image_sizes"])
 
@@ -393,6 +395,24 @@ def test_fast_processor_accepts_a_device() -> None:
     assert output["pixel_values"].device == torch.device("cpu")
 
 
+@pytest.mark.parametrize("name", RECORDED)
+def test_resizing_without_the_8_bit_kernel_stays_within_two_levels_of_pil(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = XGenMMImageProcessorPil()(photo(name), return_tensors="pt")["pixel_values"]
+
+    def resize(image: torch.Tensor, size: tuple[int, int], *, resample: int) -> torch.Tensor:
+        height, width = image.shape[-2:]
+        is_height_first = image_processing_xgen_mm._is_height_first((height, width), size)
+        steps = ((size[0], width) if is_height_first else (height, size[1]), size)
+        options = image_processing_xgen_mm._INTERPOLATION[resample]
+        return image_processing_xgen_mm._resize_in_steps(image, steps, options=options)
+
+    monkeypatch.setattr(image_processing_xgen_mm, "_resize", resize)
+    output = XGenMMImageProcessor()(photo(name), return_tensors="pt")["pixel_values"]
+    assert in_levels(output - exact, [0.5] * 3).max() <= 2.001
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", RECORDED)
 def test_fast_processor_on_an_accelerator_stays_within_two_levels_of_pil(name: str) -> None:
@@ -439,5 +459,6 @@ def test_wrong_settings_name_value_and_expectation(cls: AnyProcessor, kwargs: di
 
 @both_classes
 def test_unknown_call_argument_is_refused(cls: AnyProcessor) -> None:
+    unknown: dict[str, Any] = {"tile_count": 3}
     with pytest.raises(TypeError, match="tile_count"):
-        cls(**SMALL)(picture(9, 9), tile_count=3)
+        cls(**SMALL)(picture(9, 9), **unknown)

@@ -1,4 +1,4 @@
-"""Loop-written oracle of the any-resolution geometry: counts up instead of rounding, paints instead of computing boxes."""
+"""Loop-written oracle of the any-resolution geometry: counts instead of rounding, paints cells instead of boxes."""
 
 from collections.abc import Sequence
 

@@ -21,6 +21,13 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         """Fix the width; see `argparse.HelpFormatter`."""
         super().__init__(prog, width=HELP_WIDTH, max_help_position=30)
 
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """`-o, --output DIR` in every Python; before 3.13 argparse repeats the value after each spelling."""
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
 
 class CommandParser(argparse.ArgumentParser):
     """Parser that raises `UserError` instead of printing its usage and exiting."""
@@ -33,7 +40,7 @@ class CommandParser(argparse.ArgumentParser):
         self.color = False
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        """End after `--help` or `--version`; what was printed is flushed first, while errors are still ours to handle."""
+        """End after `--help` or `--version`; the output is flushed while its errors are still ours to handle."""
         sys.stdout.flush()
         super().exit(status, message)
 

@@ -10,6 +10,8 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .console import UserError
+
 SCALE = 2
 WIDTH = 660
 MARGIN = 32
@@ -235,9 +237,7 @@ def _lay_out(turn: Turn) -> _Layout:
     return _Layout(turn=turn, lines=lines, rows=rows, height=height + 2 * PADDING, width=width + 2 * PADDING)
 
 
-def _fill_rows(
-    pictures: Sequence[tuple[str, Image.Image]], width: int
-) -> Iterator[list[tuple[str, Image.Image]]]:
+def _fill_rows(pictures: Sequence[tuple[str, Image.Image]], width: int) -> Iterator[list[tuple[str, Image.Image]]]:
     row: list[tuple[str, Image.Image]] = []
     used = 0
     for cell in pictures:
@@ -300,13 +300,16 @@ def _to_printable(text: str) -> str:
 
 @lru_cache(maxsize=8)
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=SCALE * size)  # type: ignore[return-value]
+    font = ImageFont.load_default(size=SCALE * size)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise UserError("this Pillow cannot draw scalable fonts; install a Pillow with FreeType, as from PyPI.")
+    return font
 
 
 @lru_cache(maxsize=8)
 def _line_height(size: int) -> int:
     ascent, descent = _font(size).getmetrics()
-    return -(-(ascent + descent) // SCALE) + 2
+    return int(-(-(ascent + descent) // SCALE)) + 2
 
 
 def _text_width(text: str, size: int) -> int:

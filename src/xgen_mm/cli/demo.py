@@ -6,11 +6,12 @@ printed and saved as a picture and as JSON. With the small packaged model it tak
 
 import argparse
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import UserError, print_text
+from .console import PROGRAM, UserError, print_text
 from .demo_script import SCRIPT, Step, is_right, load_picture
 from .generate import add_model_arguments
 
@@ -75,12 +76,18 @@ def run(args: argparse.Namespace) -> int:
     print_text(f"\n{verdict}, {seconds:.1f} seconds on {loaded.model.device}.\n")
 
     write_files(output, exchanges, messages=messages, model_name=name, verdict=verdict)
-    example = output / "images" / f"{SCRIPT[0].new_numbers[0]}.png"
     print_text(f"Picture   {output / 'conversation.png'}")
     print_text(f"JSON      {output / 'conversation.json'}")
     print_text(f"Images    {output / 'images'}")
-    print_text(f'\nAsk yourself:  xgen-mm generate --image {example} "{SCRIPT[0].question}"')
+    print_text(f"\nNow ask a question of your own:\n  {example_command(output, model=args.model)}")
     return 0
+
+
+def example_command(output: Path, *, model: str | None) -> str:
+    """Command line that asks the first question of the script about the first picture."""
+    words = [PROGRAM, "generate", *([] if model is None else ["--model", model])]
+    words += ["--image", str(output / "images" / f"{SCRIPT[0].new_numbers[0]}.png"), SCRIPT[0].question]
+    return shlex.join(words)
 
 
 def converse(loaded: "LoadedModel") -> tuple[list[Exchange], list[dict[str, Any]]]:

@@ -178,12 +178,14 @@ def _count_image_tokens(name: str, config: Any, image_sizes: Sequence[tuple[int,
         num_tiles = processor.get_number_of_image_patches(height, width)
         is_tiled = processor.image_aspect_ratio == "anyres"
         num_groups = 1 if config.tile_grouping == "image" else num_tiles
-        rows.append({
-            "image_size": [height, width],
-            "canvas": list(best_canvas((height, width), processor.image_grid_pinpoints)) if is_tiled else None,
-            "num_tiles": num_tiles,
-            "num_image_tokens": num_groups * config.resampler_config.num_latents,
-        })
+        rows.append(
+            {
+                "image_size": [height, width],
+                "canvas": list(best_canvas((height, width), processor.image_grid_pinpoints)) if is_tiled else None,
+                "num_tiles": num_tiles,
+                "num_image_tokens": num_groups * config.resampler_config.num_latents,
+            }
+        )
     return rows
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "describe a checkpoint: parts, parameters, tokens per picture"
 USAGE = "[options] [MODEL]"
-# A small picture, a photo, a screen and an A4 page at 150 dots per inch.
-TYPICAL_SIZES = ((224, 224), (480, 640), (1080, 1920), (1754, 1240))
+# A small picture, a photo, a banner and an A4 page at 150 dots per inch.
+TYPICAL_SIZES = ((224, 224), (480, 640), (400, 1200), (1754, 1240))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,7 @@
 """A new, untrained xGen-MM from a pretrained vision tower and a pretrained language model: where pre-training starts.
 
 `plan_assembly` reads configurations, tokenizer and image processor, decides everything and loads no weights;
-`assemble` does what the plan says; `Assembly.save` writes a checkpoint directory that appears only when it is complete.
+`assemble` does what the plan says; `Assembly.save` writes a checkpoint directory that appears when it is complete.
 """
 
 import logging
@@ -37,6 +37,8 @@ from ..processing.processing_xgen_mm import XGenMMProcessor
 from .chat_format import choose_chat_format
 
 logger = logging.getLogger(__name__)
+
+__all__ = ["Assembly", "AssemblyPlan", "AssemblySettings", "assemble", "build_from_plan", "plan_assembly"]
 
 # Tokens that are made for padding, in tokenizers that do not say which one to use.
 PADDING_TOKENS = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>")
@@ -163,7 +165,7 @@ def plan_assembly(
 
     tokenizer = _load_tokenizer(text if tokenizer is None else tokenizer)
     image_token_id = add_image_tokens(tokenizer)
-    _ensure_padding(tokenizer, text_config, notes)
+    _ensure_padding(tokenizer, notes)
     tokenizer.padding_side = "left"
 
     num_old_rows = text_config.vocab_size
@@ -298,7 +300,7 @@ def _name_of(source: Any, part: str) -> str:
     return str(source.config._name_or_path)
 
 
-def _ensure_padding(tokenizer: Any, text_config: PreTrainedConfig, notes: list[str]) -> None:
+def _ensure_padding(tokenizer: Any, notes: list[str]) -> None:
     if tokenizer.pad_token is not None:
         return
     vocabulary = tokenizer.get_vocab()

@@ -1,15 +1,15 @@
 """The chat format of a new model: the language model's own template, made to read pictures.
 
 The template itself is not touched. A preamble in front of it turns content parts into strings and hands these on, so
-every format that works on strings works on pictures in any place. Marks around answers (`{% generation %}`), which tell
-a trainer where the loss belongs, are kept where the template has them; they cannot be added to a template that is not
-known here.
+every format that works on strings works on pictures in any place. Marks around answers (`{% generation %}`), which
+tell a trainer where the loss belongs, are kept where the template has them; they cannot be added to a template that is
+not known here.
 """
 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -114,6 +114,6 @@ def _literal(tokens: Iterable[str]) -> str:
     return json.dumps(sorted(tokens, key=lambda token: (-len(token), token)), ensure_ascii=False)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _source(name: str) -> str:
     return files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -1,17 +1,18 @@
 """The one place that knows how tensors of the released checkpoints are named and cut.
 
-A rule ties names of the released layout to names of `XGenMMForConditionalGeneration`. Everything else is derived from the
-rules: the mapping for loading on the fly, the conversion of files, its reversal, and the inventory of what a checkpoint
-must hold. Every operation moves whole rows (slices along the first axis), so a conversion is exact in any dtype.
+A rule ties names of the released layout to names of `XGenMMForConditionalGeneration`. Everything else is derived from
+the rules: the mapping for loading on the fly, the conversion of files, its reversal, and the inventory of what a
+checkpoint must hold. Every operation moves whole rows (slices along the first axis), so a conversion is exact in any
+dtype.
 
-Names are templates: `{i}` stands for a layer number, and a template that ends in `.` stands for all names that begin so.
-The first rule that fits a name decides. Source: released code of xGen-MM v1.5.
+Names are templates: `{i}` stands for a layer number, and a template that ends in `.` stands for all names that begin
+so. The first rule that fits a name decides. Source: released code of xGen-MM v1.5.
 """
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 
 from ..modeling.released_config import RELEASED_PREFIX
 
@@ -128,25 +129,6 @@ class RowCopy:
     num_rows: int
 
 
-@dataclass(frozen=True, slots=True)
-class ExpectedTensor:
-    """What a released checkpoint must hold under one name.
-
-    Attributes:
-        shape: Expected shape.
-        may_have_more_rows: Whether rows beyond `shape[0]` are allowed (they are never used).
-    """
-
-    shape: tuple[int, ...]
-    may_have_more_rows: bool = False
-
-    def accepts(self, shape: tuple[int, ...]) -> bool:
-        """Whether a tensor of this shape is the expected one."""
-        if self.may_have_more_rows and shape[1:] == self.shape[1:]:
-            return shape[0] >= self.shape[0]
-        return shape == self.shape
-
-
 class KeyRules:
     """Rules of one layout, applied to names.
 
@@ -161,6 +143,11 @@ class KeyRules:
         self.prefix = prefix
 
     @cached_property
+    def open_tables(self) -> frozenset[str]:
+        """Released tables that may have more rows than are used."""
+        return frozenset(rule.table for rule in self.rules if isinstance(rule, JoinRows))
+
+    @cached_property
     def drops(self) -> tuple[Drop, ...]:
         """The rules that leave tensors out."""
         return tuple(rule for rule in self.rules if isinstance(rule, Drop))
@@ -168,6 +155,18 @@ class KeyRules:
     def drop_rule(self, released: str) -> Drop | None:
         """The rule that leaves a released name (without prefix) out, or `None`."""
         return next((rule for rule in self.drops if fill(rule.released, rule.released, released)), None)
+
+    def dropped_name(self, ours: str) -> str | None:
+        """Released name of a tensor that we leave out, from the name it would have in our layout.
+
+        >>> V1_5.dropped_name("model.vision_tower.head.probe")
+        'vision_encoder.head.probe'
+        """
+        for rule in self.rules:
+            released = fill(rule.ours, rule.released, ours) if isinstance(rule, Rename) else None
+            if released is not None and self.drop_rule(released) is not None:
+                return released
+        return None
 
     def row_copies(self, ours: str, *, num_rows: int, first_added_row: int) -> tuple[RowCopy, ...] | None:
         """Where the rows of one of our tensors stand in the released layout.
@@ -227,7 +226,7 @@ def template_pattern(template: str) -> str:
     return re.escape(template).replace(re.escape(LAYER), r"(\d+)")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(template: str) -> re.Pattern[str]:
     pattern = template_pattern(template).replace(r"(\d+)", r"(?P<layer>\d+)")
     return re.compile(pattern + "(?P<rest>.+)" if template.endswith(".") else pattern)

@@ -1,7 +1,7 @@
 """Lets `from_pretrained` read the released files as they are: the key rules in the host's own terms.
 
-transformers renames keys one pattern after the other and then applies at most one converter per key. The mapping below is
-derived from the key rules; nothing here knows a name of its own. Patterns are anchored at the released prefix, so a
+transformers renames keys one pattern after the other and then applies at most one converter per key. The mapping below
+is derived from the key rules; nothing here knows a name of its own. Patterns are anchored at the released prefix, so a
 checkpoint in our layout is never touched.
 """
 
@@ -63,7 +63,9 @@ class JoinTokenRows(ConversionOps):
         Raises:
             NotImplementedError: Always; `xgen-mm convert --reverse` writes the released layout.
         """
-        raise NotImplementedError("Models are saved in our layout; `xgen-mm convert --reverse` writes the released one.")
+        raise NotImplementedError(
+            "Models are saved in our layout; `xgen-mm convert --reverse` writes the released one."
+        )
 
 
 def host_mapping(rules: KeyRules, *, base_model: bool) -> list[WeightRenaming | WeightConverter]:

@@ -81,6 +81,15 @@ class XGenMMPreTrainedModel(PreTrainedModel):
     # The host writes a model back as it was read; ours is always written in our own layout.
     _weight_conversions = []
 
+    def __init__(self, config: XGenMMConfig, *args: Any, **kwargs: Any) -> None:
+        """Refuse the configuration of another architecture; arguments as in the host's method."""
+        if config.model_type != self.config_class.model_type:
+            raise ValueError(
+                f"`{type(self).__name__}` takes a configuration of type {self.config_class.model_type!r}, not "
+                f"{config.model_type!r}. `AutoModelForImageTextToText` finds the class that belongs to a checkpoint."
+            )
+        super().__init__(config, *args, **kwargs)
+
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint in our layout, or the unmodified files of a released one; arguments as in the host's method.
@@ -94,9 +103,9 @@ class XGenMMPreTrainedModel(PreTrainedModel):
             if model.can_generate() and kwargs.get("generation_config") is None:
                 complete_generation_config(model.generation_config, tokenizer_length=model.config.image_token_id)
             logger.warning(
-                "Read a checkpoint in the released layout; weights under %s are not part of this model and were left out "
-                "(a pooling head that is never called). `xgen-mm convert` writes a checkpoint that loads as it is.",
-                UNUSED_RELEASED_WEIGHTS,
+                "Read a checkpoint in the released layout; weights that match %s are never used and were left out. "
+                "`xgen-mm convert` writes a checkpoint that loads as it is.",
+                cls._keys_to_ignore_on_load_unexpected,
             )
         return loaded
 

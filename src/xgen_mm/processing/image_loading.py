@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
 from ..errors import ImageInputError
@@ -211,10 +211,10 @@ def array_to_pixels(
     if pixels.shape[0] != 4:
         return pixels
     if pixels.dtype == np.uint8:
-        rgba = Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)), mode="RGBA")
+        rgba = Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
         return np.moveaxis(np.asarray(_composite_on_white(rgba)), -1, 0)
-    colour, alpha = pixels[:3], pixels[3:]
-    return colour * alpha + (1 - alpha)
+    alpha = pixels[3:]
+    return np.asarray(pixels[:3] * alpha + (1 - alpha))
 
 
 def _fetch_string(source: str) -> Image.Image:
@@ -264,7 +264,7 @@ def _decode_stream(stream: Any, *, name: str) -> Image.Image:
             f"{name!r} decodes to more than twice `PIL.Image.MAX_IMAGE_PIXELS` = {Image.MAX_IMAGE_PIXELS} pixels. "
             "Scale it down, or raise that limit if you trust the file."
         ) from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageInputError(
             f"{name!r} is not a picture in a format Pillow can read. Convert it, to PNG or JPEG for instance."
         ) from error
@@ -294,8 +294,8 @@ def _download(url: str) -> bytes:
                     )
                 if time.monotonic() > deadline:
                     raise ImageInputError(
-                        f"{_shorten(url)!r} took longer than {DOWNLOAD_DEADLINE_SECONDS:g} seconds to arrive. Download "
-                        "it yourself and pass the file."
+                        f"{_shorten(url)!r} took longer than {DOWNLOAD_DEADLINE_SECONDS:g} seconds to arrive. "
+                        "Download it yourself and pass the file."
                     )
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         raise ImageInputError(

@@ -1,16 +1,15 @@
 """Image processor on Pillow and NumPy, bit-identical to the released preprocessing."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_utils import BatchFeature
+from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
-from transformers.processing_utils import Unpack
-from transformers.utils import TensorType
+from transformers.utils.generic import TensorType
 
 from .image_loading import PixelArray, array_to_pixels, pil_to_rgb, upright
 from .image_tiling import (

@@ -1,17 +1,17 @@
 """Default image processor: the released tiling on torch's own 8-bit resize, several times faster, no torchvision."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import PIL
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers.image_processing_utils import BatchFeature
+from torch.utils.dlpack import from_dlpack
+from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
-from transformers.processing_utils import Unpack
-from transformers.utils import TensorType
+from transformers.utils.generic import TensorType
 
 from .image_loading import PixelArray, array_to_pixels, pil_to_rgb, upright
 from .image_tiling import (
@@ -27,7 +27,7 @@ from .image_tiling import (
     tile_edge,
 )
 
-_INTERPOLATION = {
+_INTERPOLATION: dict[int, dict[str, Any]] = {
     PILImageResampling.NEAREST: {"mode": "nearest-exact"},
     PILImageResampling.BILINEAR: {"mode": "bilinear", "antialias": True, "align_corners": False},
     PILImageResampling.BICUBIC: {"mode": "bicubic", "antialias": True, "align_corners": False},
@@ -119,7 +119,7 @@ class XGenMMImageProcessor(XGenMMBaseImageProcessor):
         tile_size = tile_edge(size)
         has_sizes = is_tiled(image_aspect_ratio, do_resize=do_resize)
         plans = [
-            plan_canvas(image.shape[-2:], pinpoints=image_grid_pinpoints) if has_sizes else None for image in images
+            plan_canvas(_size_of(image), pinpoints=image_grid_pinpoints) if has_sizes else None for image in images
         ]
         counts = [_count(plan, tile_size=tile_size) for plan in plans]
         num_channels = images[0].shape[0]
@@ -135,7 +135,7 @@ class XGenMMImageProcessor(XGenMMBaseImageProcessor):
                 fill = None if image_aspect_ratio == "none" else image_mean
                 _write_squashed(values[0], image, pad_mean=fill, resample=resample)
             else:
-                check_ready_tile(image.shape[-2:], tile_size=tile_size)
+                check_ready_tile(_size_of(image), tile_size=tile_size)
                 values[0] = image
             _normalise(
                 values[:count],
@@ -155,6 +155,10 @@ class XGenMMImageProcessor(XGenMMBaseImageProcessor):
         if has_sizes:
             data["image_sizes"] = [list(image.shape[-2:]) for image in images]
         return BatchFeature(data=data, tensor_type=return_tensors)
+
+
+def _size_of(image: torch.Tensor) -> tuple[int, int]:
+    return image.shape[-2], image.shape[-1]
 
 
 def _count(plan: CanvasPlan | None, *, tile_size: int) -> int:
@@ -179,7 +183,7 @@ def _to_tensor(pixels: PixelArray) -> torch.Tensor:
         return torch.from_numpy(pixels)
     try:
         # Shares read-only memory, which `from_numpy` would warn about. Nothing here writes to its input.
-        return torch.from_dlpack(pixels)
+        return from_dlpack(pixels)
     except (BufferError, RuntimeError):
         return torch.from_numpy(pixels.copy(order="K"))
 
@@ -190,8 +194,8 @@ def _resize(image: torch.Tensor, size: tuple[int, int], *, resample: PILImageRes
         return image
     if resample not in _INTERPOLATION:
         raise ValueError(
-            f"`resample` is {resample!r}; this processor knows {', '.join(filter.name for filter in _INTERPOLATION)}. "
-            "Use `XGenMMImageProcessorPil` for the others."
+            f"`resample` is {resample!r}; this processor knows NEAREST, BILINEAR and BICUBIC. Use "
+            "`XGenMMImageProcessorPil` for the others."
         )
     options = _INTERPOLATION[PILImageResampling(resample)]
     height, width = image.shape[-2:]
@@ -200,10 +204,16 @@ def _resize(image: torch.Tensor, size: tuple[int, int], *, resample: PILImageRes
         # The kernel itself goes along the width first.
         pixels = image[None] if first_step[0] == height else F.interpolate(image[None], size=first_step, **options)
         return F.interpolate(pixels, size=size, **options)[0]
-    # Elsewhere there is no 8-bit kernel. One axis at a time, rounded and clipped in between, is what it computes.
+    return _resize_in_steps(image, (first_step, size), options=options)
+
+
+def _resize_in_steps(
+    image: torch.Tensor, steps: Sequence[tuple[int, int]], *, options: dict[str, Any]
+) -> torch.Tensor:
+    """Do in floating point what the 8-bit kernel, known to CPUs only, does: round and clip after each axis."""
     is_levels = image.dtype == torch.uint8
     pixels = image[None].to(torch.float32)
-    for step in (first_step, size):
+    for step in steps:
         pixels = F.interpolate(pixels, size=step, **options)
         pixels = pixels.round().clamp(0, 255) if is_levels else pixels.clamp(0, 1)
     return pixels[0].to(image.dtype)
@@ -253,7 +263,7 @@ def _write_squashed(
     """Write the whole picture as one tile, padded to a square of the mean colour first if ``pad_mean`` is given."""
     tile_size = values.shape[-1]
     if pad_mean is not None:
-        plan = plan_square(image.shape[-2:], tile_size=tile_size)
+        plan = plan_square(_size_of(image), tile_size=tile_size)
         fill = padding_levels(pad_mean, num_channels=image.shape[0])
         image = _lay_on_canvas(_resize(image, plan.resized, resample=resample), plan, fill=fill)
     values.copy_(_resize(image, (tile_size, tile_size), resample=resample))

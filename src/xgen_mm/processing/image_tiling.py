@@ -1,18 +1,14 @@
 """What both image processors share: settings, checks, and the plan of which pixels go into which tile."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from transformers.image_processing_utils import BaseImageProcessor, get_size_dict
-from transformers.image_utils import (
-    IMAGENET_STANDARD_MEAN,
-    IMAGENET_STANDARD_STD,
-    PILImageResampling,
-    SizeDict,
-)
+from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
 from ..anyres import Size, best_canvas, count_tiles, fit_inside
 from ..errors import ImageInputError
@@ -114,15 +110,11 @@ class XGenMMBaseImageProcessor(BaseImageProcessor):
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Any]:
         return flatten_images(self.fetch_images(images))
 
-    def _standardize_kwargs(
-        self, image_grid_pinpoints: Iterable[Iterable[int]] | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
         kwargs = super()._standardize_kwargs(**kwargs)
-        if image_grid_pinpoints is not None:
-            image_grid_pinpoints: ClassVar[list[list[int]]] = [
-                [int(side) for side in canvas] for canvas in image_grid_pinpoints
-            ]
-        kwargs["image_grid_pinpoints"] = image_grid_pinpoints
+        pinpoints = kwargs.get("image_grid_pinpoints")
+        if pinpoints is not None:
+            kwargs["image_grid_pinpoints"] = [[int(side) for side in canvas] for canvas in pinpoints]
         return kwargs
 
     def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:

@@ -1,7 +1,7 @@
 """Reads the processor files of the released checkpoints: image settings, tokens and prompt format.
 
-The released directories hold a `preprocessor_config.json` of the original remote code and a Phi-3 tokenizer without the
-picture tokens; the original adds those when it runs. Source: released code of xGen-MM.
+The released directories hold a `preprocessor_config.json` of the original remote code and a Phi-3 tokenizer without
+the picture tokens; the original adds those when it runs. Source: released code of xGen-MM.
 """
 
 import logging
@@ -27,9 +27,9 @@ _HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "revision",
 def translate_image_settings(settings: dict[str, Any], *, source: str) -> dict[str, Any]:
     """Translate the settings of the original image processor into ours.
 
-    Whether pictures are tiled follows from the file. Grids are tiled as listed, and so are the five released shapes where
-    the file has no such entry. A file that says `grids: null`, as that of the base model does, can only have been used
-    without tiles; the exception is a source whose name says that it is an instruct checkpoint.
+    Whether pictures are tiled follows from the file. Grids are tiled as listed, and so are the five released shapes
+    where the file has no such entry. A file that says `grids: null`, as that of the base model does, can only have
+    been used without tiles; the exception is a source whose name says that it is an instruct checkpoint.
 
     Args:
         settings: Content of `preprocessor_config.json`; returned as it is unless the original processor wrote it.

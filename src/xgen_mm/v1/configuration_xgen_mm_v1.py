@@ -20,8 +20,8 @@ class XGenMMV1Config(XGenMMConfig):
     Args:
         vision_config: A CLIP vision tower, as a config or a dict; `None` is ViT-H/14 at 378 pixels.
         max_prompt_tokens: How many tokens of the prompt the resampler reads; `<image>` counts as one token.
-        prompt_pad_token_id: Id that fills prompts up to the longest one of a batch before the resampler reads them: the
-            `<pad>` of the released tokenizer.
+        prompt_pad_token_id: Id that fills prompts up to the longest one of a batch before the resampler reads them;
+            the `<pad>` of the released tokenizer.
         mask_prompt_padding: Whether the resampler ignores that filler. The released code does not, so that an answer
             depends a little on what else is in the batch; `True` makes answers independent of the batch.
     """

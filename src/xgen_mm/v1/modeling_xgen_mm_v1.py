@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -40,7 +40,7 @@ class XGenMMV1Model(XGenMMModel):
     """
 
     config: XGenMMV1Config
-    _keys_to_ignore_on_load_unexpected = [UNUSED_RELEASED_WEIGHTS]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [UNUSED_RELEASED_WEIGHTS]
 
     def __init__(self, config: XGenMMV1Config) -> None:
         """Build the three parts from their sub-configurations."""
@@ -158,8 +158,8 @@ class XGenMMV1Model(XGenMMModel):
         )
         if len(prompts.row_of_image.unique()) < len(tokens_per_image):
             logger.warning_once(
-                "A prompt holds several pictures. The released v1 models were trained on one picture per prompt, and their "
-                "own code leaves every `<image>` but the first one as it is."
+                "A prompt holds several pictures. The released v1 models were trained on one picture per prompt, and "
+                "their own code leaves every `<image>` but the first one as it is."
             )
         return prompts
 
@@ -197,7 +197,7 @@ class XGenMMV1ForConditionalGeneration(XGenMMForConditionalGeneration):
     """xGen-MM v1 with a language-modelling head; used like `XGenMMForConditionalGeneration`."""
 
     config: XGenMMV1Config
-    _keys_to_ignore_on_load_unexpected = [UNUSED_RELEASED_WEIGHTS]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [UNUSED_RELEASED_WEIGHTS]
 
     def __init__(self, config: XGenMMV1Config) -> None:
         """Build the model and its output layer (`lm_head_bias` says whether that has a bias)."""

@@ -1,7 +1,7 @@
 """Reads the `config.json` of the released v1 checkpoints into the fields of `XGenMMV1Config`.
 
-The released file stores only differences from class defaults of the original remote code, and hard-codes the resampler;
-the values filled in here are those defaults. Source: released code of xGen-MM v1.
+The released file stores only differences from class defaults of the original remote code, and hard-codes the
+resampler; the values filled in here are those defaults. Source: released code of xGen-MM v1.
 """
 
 import json
@@ -89,10 +89,11 @@ def translate_released_v1_config(released: dict[str, Any], *, text_config: Any) 
             f"`vision_encoder_config.model_name` is {tower_name!r}; v1 checkpoints have {TOWER_NAME!r}. "
             "Read files of the v1.5 release with `XGenMMConfig`."
         )
-    if tokenizer.get("repeat_latents") or not encoder.get("anyres_patch_sampling", True):
+    repeats_latents, samples_tiles = tokenizer.get("repeat_latents", False), encoder.get("anyres_patch_sampling", True)
+    if repeats_latents or not samples_tiles:
         raise ValueError(
-            f"`repeat_latents` is {tokenizer.get('repeat_latents', False)} and `anyres_patch_sampling` is "
-            f"{encoder.get('anyres_patch_sampling', True)}; the v1 release has False and True, and only that can be read."
+            f"`repeat_latents` is {repeats_latents} and `anyres_patch_sampling` is {samples_tiles}; the v1 release "
+            "has False and True, and only that can be read."
         )
     vision = CLIP_VIT_H | _clip_fields(as_dict(encoder.get("openclip_vision_cfg")))
     vision["image_size"] = encoder.get("force_image_size", vision["image_size"])

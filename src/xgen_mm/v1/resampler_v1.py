@@ -32,8 +32,8 @@ class XGenMMV1TextProjection(nn.Module):
 class XGenMMV1PerceiverResampler(XGenMMPerceiverResampler):
     """Resampler whose image tokens depend on the question.
 
-    The projected prompt stands behind the latents as further queries through all layers, attends and is attended to like
-    them, and is cut off before the final normalisation. Padding cells of a tile are not masked.
+    The projected prompt stands behind the latents as further queries through all layers, attends and is attended to
+    like them, and is cut off before the final normalisation. Padding cells of a tile are not masked.
 
     Source: released code of xGen-MM v1.
     """
@@ -59,8 +59,8 @@ class XGenMMV1PerceiverResampler(XGenMMPerceiverResampler):
         Args:
             features: Tower features, shape (tiles, cells, hidden_size).
             prompt_embeds: Prompt embeddings for each tile, shape (tiles, prompt_tokens, output_size).
-            prompt_attention_mask: Bool, shape (tiles, prompt_tokens); `False` hides prompt tokens from everything else.
-                `None` hides none, as released.
+            prompt_attention_mask: Bool, shape (tiles, prompt_tokens); `False` hides prompt tokens from everything
+                else. `None` hides none, as released.
             **kwargs: Passed on to the attention backend.
 
         Returns:

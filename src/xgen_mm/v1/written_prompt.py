@@ -1,7 +1,8 @@
 """The prompt as it was written, rebuilt from model inputs that hold one placeholder per image token.
 
-The v1 resampler reads the prompt with a single `<image>` per picture and with the padding of the batch before expansion.
-Model inputs have neither: a picture is a run of placeholders, and rows are padded to the longest expanded one.
+The v1 resampler reads the prompt with a single `<image>` per picture and with the padding of the batch before
+expansion. Model inputs have neither: a picture is a run of placeholders, and rows are padded to the longest expanded
+one.
 """
 
 from collections.abc import Sequence
@@ -38,7 +39,8 @@ def written_prompts(
 
     Args:
         inputs_embeds: Embeddings of the model inputs, shape (batch, sequence, hidden_size).
-        is_image_token: Bool, shape (batch, sequence), `True` on placeholders; as many as `tokens_per_image` adds up to.
+        is_image_token: Bool, shape (batch, sequence), `True` on placeholders; as many as `tokens_per_image` adds up
+            to.
         attention_mask: Shape (batch, sequence), 1 on real tokens; `None` (or one that is not two-dimensional) if there
             is no padding.
         tokens_per_image: Placeholders of each picture of the batch, in order. Only they can tell two pictures that

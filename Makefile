@@ -1,0 +1,107 @@
+# On a fresh machine two commands are enough: `make demo` and `make test`. `make` alone lists all of them.
+#
+# PYTHON       Python 3.11 or newer, used to make the environment.
+# TORCH_INDEX  Further package index to take torch from. Set it to PyTorch's CPU wheel index on a Linux machine without
+#              GPU: otherwise the default build is installed, with gigabytes of GPU libraries. The environment variable
+#              PIP_EXTRA_INDEX_URL does the same. Not needed on macOS, or where pip already finds a CPU build.
+# PIP_FLAGS    Added to every `pip install`.
+# PYTEST_FLAGS Added to every pytest call, for example PYTEST_FLAGS='-x -k processor'.
+# VENV, CONSTRAINTS  The environment to work in, and the file of pinned versions it is filled from.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+TINY_RUN ?= outputs/tiny
+TINY_QUESTIONS ?= 1000
+
+BIN := $(VENV)/bin
+WHEEL_VENV := .venv-wheel
+
+# `$(call install,VENV,WHAT)`, tried three times because a large download is easily cut off. The pins hold for the build
+# backend too; older and newer versions of pip read that from different variables.
+install = for attempt in 1 2 3; do \
+	PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS) PIP_DISABLE_PIP_VERSION_CHECK=1 \
+	$(1)/bin/python -m pip install --quiet $(PIP_FLAGS) $(2) && break; \
+	[ $$attempt -lt 3 ] || exit 1; echo "Trying again in 10 seconds."; sleep 10; done
+# Alone and first, so that nothing else decides which build of torch is installed.
+torch = torch $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+create = $(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, not %d.%d: set PYTHON." % sys.version_info[:2] \
+	if sys.version_info < (3, 11) else 0)' && $(PYTHON) -m venv $(1)
+
+.PHONY: help demo test test-slow test-oldest test-wheel unit lint types format tiny-train tiny-eval clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.base ## Have the packaged small model answer questions about pictures (writes demo-output/)
+	@$(BIN)/xgen-mm demo --output demo-output/
+
+test: lint types unit ## Check style and types, run the tests
+
+unit: $(VENV)/.dev ## Run the tests only
+	@echo "pytest"
+	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-slow: $(VENV)/.dev ## Run the tests that take minutes
+	@$(BIN)/python -m pytest -m slow --timeout 1800 $(PYTEST_FLAGS)
+
+test-oldest: ## Run the tests on the oldest supported transformers, in .venv-oldest
+	@$(MAKE) unit VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
+test-wheel: ## Build the wheel and run the tests against it, in .venv-wheel
+	@echo "Building the wheel"
+	@rm -rf $(WHEEL_VENV) dist
+	@$(call create,$(WHEEL_VENV))
+	@$(call install,$(WHEEL_VENV),$(torch))
+	@PIP_BUILD_CONSTRAINT=$(CONSTRAINTS) $(WHEEL_VENV)/bin/python -m pip wheel --quiet --no-deps $(PIP_FLAGS) --wheel-dir dist .
+	@wheel=$$(ls dist/*.whl) && $(call install,$(WHEEL_VENV),"$$wheel[train$(comma)dev]")
+	@$(WHEEL_VENV)/bin/python -m pytest $(PYTEST_FLAGS) tests
+
+lint: $(VENV)/.dev ## Check style, format and spelling
+	@echo "ruff, codespell"
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/codespell
+
+types: $(VENV)/.dev ## Check types
+	@echo "mypy"
+	@$(BIN)/mypy
+
+format: $(VENV)/.dev ## Format the code and repair what ruff can repair
+	@$(BIN)/ruff check --fix-only
+	@$(BIN)/ruff format
+
+tiny-train: $(VENV)/.dev ## Train the packaged small model again, into outputs/tiny (more than an hour on two cores)
+	@$(BIN)/torchrun --nproc_per_node 2 -m xgen_mm.tiny.train --stage tower --output $(TINY_RUN)
+	@$(BIN)/torchrun --nproc_per_node 2 -m xgen_mm.tiny.train --stage joint --output $(TINY_RUN)
+	@$(BIN)/python -m xgen_mm.tiny.export --run $(TINY_RUN) --to $(TINY_RUN)/checkpoint
+
+tiny-eval: $(VENV)/.base ## Score the packaged small model on digits it has never seen
+	@$(BIN)/python -m xgen_mm.tiny.evaluate --n $(TINY_QUESTIONS)
+
+clean: ## Remove environments, caches and built files (keeps outputs/ and .data/)
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache build dist demo-output
+	find src tests -name __pycache__ -prune -exec rm -rf {} +
+
+# A comma in an argument of `call` has to be hidden.
+comma := ,
+
+$(VENV)/.created:
+	@echo "Creating $(VENV)"
+	@$(call create,$(VENV))
+	@touch $@
+
+$(VENV)/.base: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
+	@echo "Installing torch into $(VENV) (about 200 MB for the CPU build)"
+	@$(call install,$(VENV),$(torch))
+	@echo "Installing xgen-mm into $(VENV)"
+	@$(call install,$(VENV),--editable .)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	@echo "Installing the tools for training and tests into $(VENV)"
+	@$(call install,$(VENV),--editable '.[train$(comma)dev]')
+	@touch $@

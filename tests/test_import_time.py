@@ -1,0 +1,37 @@
+"""`import xgen_mm` is cheap: it brings in neither the training libraries nor anything that takes time."""
+
+import subprocess
+import sys
+
+ROUNDS = 3
+ALLOWED_SECONDS = 0.3
+HEAVY_MODULES = ("datasets", "peft", "torch", "trl")
+
+# Processor time, not the clock: a busy machine stretches the latter several times over.
+TIME_IMPORT = "import time; start = time.process_time(); import {}; print(time.process_time() - start)"
+
+
+def run_python(code: str) -> str:
+    """Standard output of `code` in a fresh interpreter."""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_import_of_package_leaves_heavy_libraries_unloaded() -> None:
+    loaded = run_python(f"import sys, xgen_mm; print(sorted(sys.modules.keys() & set({HEAVY_MODULES})))")
+    assert loaded == "[]"
+
+
+def test_import_of_package_after_host_leaves_heavy_libraries_unloaded() -> None:
+    loaded = run_python(f"import sys, transformers, xgen_mm; print(sorted(sys.modules.keys() & set({HEAVY_MODULES})))")
+    assert loaded == "[]"
+
+
+def test_import_of_package_takes_little_longer_than_host() -> None:
+    # The best of alternating runs: what else happens on the machine only ever adds time.
+    host, both = [], []
+    for _ in range(ROUNDS):
+        host.append(float(run_python(TIME_IMPORT.format("transformers"))))
+        both.append(float(run_python(TIME_IMPORT.format("transformers, xgen_mm"))))
+    assert min(both) - min(host) < ALLOWED_SECONDS, f"{min(both):.2f} s against {min(host):.2f} s for the host alone"
