@@ -5,6 +5,7 @@ tables, so that `import xgen_mm` costs milliseconds and nothing of ours is impor
 through an import. The tables live in modules that may not be loaded yet; each gets our names right after it is.
 """
 
+import functools
 import importlib.machinery
 import sys
 from collections.abc import Callable, Sequence
@@ -127,7 +128,27 @@ def _enter_models(module: ModuleType) -> None:
 
 
 def _enter_image_processors(module: ModuleType) -> None:
+    _prefer_fast_image_processors(module)
     _enter(module.IMAGE_PROCESSOR_MAPPING, {family.model_type: family.image_processors for family in FAMILIES})
+
+
+def _prefer_fast_image_processors(module: ModuleType) -> None:
+    """Make the fast image processors the default where torchvision is absent: unlike the host's, ours do not need it.
+
+    The host settles on a backend before it looks at the table of classes, so the table alone cannot say this.
+    """
+    resolve = module._resolve_backend
+    if hasattr(resolve, "__wrapped__"):
+        return
+    fast_names = {family.image_processors["torchvision"] for family in FAMILIES}
+
+    @functools.wraps(resolve)
+    def resolve_backend(backend: str | None, use_fast: bool | None, base_class_name: str | None) -> str:
+        if backend is None and use_fast is None and base_class_name in fast_names:
+            return "torchvision"
+        return str(resolve(backend, use_fast, base_class_name))
+
+    module._resolve_backend = resolve_backend
 
 
 def _enter_processors(module: ModuleType) -> None:

@@ -1,39 +1,68 @@
 """Numbers of the original code, recorded on small random weights, come out of our model."""
 
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from xgen_mm.conversion.convert_checkpoint import ConversionOptions, convert_checkpoint
+from xgen_mm.conversion.inventory import build_inventory
+from xgen_mm.conversion.key_rules import V1_5
 
 from .golden_cases import GOLDEN, GoldenCase, case_names, load_case
-from .original_layout import load_original, rename
 
 LAYOUT = "v1_5"
+RELEASED = GOLDEN / LAYOUT / "checkpoint"
 CASES = case_names(LAYOUT)
 TRAIN_CASE = "train_labels_loss"
 GENERATION_CASES = [name for name in CASES if name != TRAIN_CASE]
 IMAGE_CASES = [name for name in CASES if not name.startswith("text_only")]
 
+BuildModel = Callable[[GoldenCase], torch.nn.Module]
 
-def build_model(case: GoldenCase) -> torch.nn.Module:
-    """Model of the recorded checkpoint with the case's own settings."""
-    window = {"sliding_window": case.meta["sliding_window"] + 1} if "sliding_window" in case.meta else {}
-    model = load_original(GOLDEN / LAYOUT / "checkpoint", **window)
-    if case.meta.get("anyres_patch_sampling") is False:
-        model.config.tile_grouping = "image"
-    return model
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    destination = tmp_path_factory.mktemp("converted") / "model"
+    convert_checkpoint(RELEASED, destination, options=ConversionOptions(max_shard_bytes=200_000))
+    return destination
+
+
+@pytest.fixture(params=["released-files", "converted"])
+def checkpoint(request: pytest.FixtureRequest, converted: Path) -> Path:
+    """The recorded checkpoint as it was released, and converted."""
+    return {"released-files": RELEASED, "converted": converted}[request.param]
+
+
+@pytest.fixture
+def build_model(checkpoint: Path) -> BuildModel:
+    """Loads the recorded checkpoint with a case's own settings, as a user would."""
+
+    def load(case: GoldenCase) -> torch.nn.Module:
+        config = AutoConfig.from_pretrained(checkpoint)
+        if "sliding_window" in case.meta:
+            config.text_config.sliding_window = case.meta["sliding_window"] + 1
+        if case.meta.get("anyres_patch_sampling") is False:
+            config.tile_grouping = "image"
+        return AutoModelForImageTextToText.from_pretrained(checkpoint, config=config).eval()
+
+    return load
 
 
 def inputs_of(case: GoldenCase, model: torch.nn.Module, *, padding_side: str) -> dict[str, torch.Tensor]:
     """The case in our input contract."""
-    counts = [1] * len(case.image_names())
-    if case.is_anyres() and model.config.tile_grouping != "image":
-        counts = [len(case.tensors[name]) for name in case.image_names()]
     return case.model_inputs(
-        num_latents=model.config.resampler_config.num_latents, tile_counts=counts, padding_side=padding_side
+        num_latents=model.config.resampler_config.num_latents,
+        tile_counts=case.tile_counts(tile_grouping=model.config.tile_grouping),
+        padding_side=padding_side,
     )
 
 
 @pytest.mark.parametrize("name", IMAGE_CASES)
-def test_image_features_of_recorded_case_match(name: str) -> None:
+def test_image_features_of_recorded_case_match(build_model: BuildModel, name: str) -> None:
     case = load_case(LAYOUT, name)
     model = build_model(case)
     inputs = inputs_of(case, model, padding_side="right")
@@ -48,7 +77,7 @@ def test_image_features_of_recorded_case_match(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_of_recorded_case_match(name: str) -> None:
+def test_logits_of_recorded_case_match(build_model: BuildModel, name: str) -> None:
     case = load_case(LAYOUT, name)
     model = build_model(case)
     inputs = inputs_of(case, model, padding_side="right")
@@ -63,7 +92,7 @@ def test_logits_of_recorded_case_match(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GENERATION_CASES)
-def test_generated_ids_of_recorded_case_are_identical(name: str) -> None:
+def test_generated_ids_of_recorded_case_are_identical(build_model: BuildModel, name: str) -> None:
     case = load_case(LAYOUT, name)
     model = build_model(case)
     inputs = inputs_of(case, model, padding_side="left")
@@ -76,7 +105,7 @@ def test_generated_ids_of_recorded_case_are_identical(name: str) -> None:
         assert new_ids.tolist() == expected[:, -new_ids.shape[1] :].tolist()
 
 
-def test_loss_and_gradients_of_recorded_training_case_match() -> None:
+def test_loss_and_gradients_of_recorded_training_case_match(build_model: BuildModel) -> None:
     case = load_case(LAYOUT, TRAIN_CASE)
     model = build_model(case)
     model.model.vision_tower.requires_grad_(False)
@@ -88,21 +117,11 @@ def test_loss_and_gradients_of_recorded_training_case_match() -> None:
     torch.testing.assert_close(loss.detach().view(1), case.tensors["out.loss"], atol=1e-5, rtol=0)
 
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    by_released = build_inventory(copy.deepcopy(model.config), V1_5).copies_by_released
     for key in case.meta["grad_keys"]:
-        ours = recorded_view(key, gradients, model.config.image_token_id)
+        rows = [gradients[c.ours][c.ours_start : c.ours_start + c.num_rows] for c in by_released[key.removeprefix("vlm.")]]
+        ours = torch.cat(rows)
         theirs = case.tensors[f"grad.{key}"][: len(ours)]
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
     norm = torch.sqrt(sum(gradient.double().pow(2).sum() for gradient in gradients.values()))
     torch.testing.assert_close(norm.float().view(1), case.tensors["out.grad_global_norm"], atol=1e-5, rtol=1e-4)
-
-
-def recorded_view(key: str, gradients: dict[str, torch.Tensor], first_added_row: int) -> torch.Tensor:
-    """Our gradient cut to what the original stored under one key."""
-    if key.endswith("to_kv.weight"):
-        stem = rename(key).removesuffix("to_kv.weight")
-        return torch.cat([gradients[stem + "k_proj.weight"], gradients[stem + "v_proj.weight"]])
-    for part, owner in (("additional_embedding.", ""), ("additional_fc.", "")):
-        if part in key:
-            return gradients[rename(key.replace(part, owner))][first_added_row:]
-    table = gradients[rename(key)]
-    return table[:first_added_row] if "embed_tokens" in key or "lm_head" in key else table

@@ -134,6 +134,7 @@ def test_exif_orientation_is_applied_before_the_size_is_reported(cls: Any, orien
     assert output["image_sizes"].tolist() == [list(shown.shape[:2])]
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_does_not_cost_an_intact_picture() -> None:
     image = Image.open(
         BytesIO(encode(picture(), format="JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\xff\xff\x01"))

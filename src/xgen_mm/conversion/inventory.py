@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from transformers.models.auto import AutoModel, AutoModelForImageTextToText
@@ -166,7 +167,7 @@ def build_inventory(config: XGenMMConfig, rules: KeyRules) -> Inventory:
 def _dropped(config: XGenMMConfig, rules: KeyRules) -> dict[str, Shape | None]:
     dropped: dict[str, Shape | None] = {rule.released: None for rule in rules.drops if not rule.released.endswith(".")}
     if hasattr(config.vision_config, "vision_use_head"):
-        tower_config = copy.deepcopy(config.vision_config)
+        tower_config: Any = copy.deepcopy(config.vision_config)
         tower_config.vision_use_head = True
         with torch.device("meta"):
             tower = _shapes(AutoModel.from_config(tower_config))

@@ -108,8 +108,8 @@ def load_record(folder: Path) -> tuple[OriginalRecord, Mapping[str, StoredTensor
     path = folder / RECORD_NAME
     if not path.is_file():
         raise ConversionError(
-            f"{path} does not exist: {folder.parent} keeps no record of its original. Name a converted checkpoint that "
-            "has one with `--original` (a fine-tuned model can use that of the checkpoint it started from)."
+            f"{path} does not exist: {folder.parent} keeps no record of its original. Name a converted checkpoint "
+            "that has one with `--original` (a fine-tuned model can use that of the checkpoint it started from)."
         )
     content = read_json(path)
     try:

@@ -113,4 +113,4 @@ def _locate(path: Path, name: str, tensor: torch.Tensor) -> StoredTensor:
     if tensor.dtype not in DTYPE_NAMES:
         raise ConversionError(f"`{name}` in {path} is of type {tensor.dtype}; expected one of {', '.join(DTYPES)}.")
     offset = start + tensor.storage_offset() * tensor.element_size()
-    return StoredTensor(path, offset, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
+    return StoredTensor(path, int(offset), DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedTokenizerFast
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
@@ -44,13 +45,14 @@ def write_processor(source: Path | None, destination: Path, *, config: XGenMMCon
     _check_ids(text_tokenizer, config)
 
     image_processor = _image_processor(source, config)
+    resampler_config: Any = config.resampler_config
     template = released_chat_template(text_tokenizer, is_tiled=image_processor.image_aspect_ratio == "anyres")
     text_tokenizer.chat_template = template
     processor = XGenMMProcessor(
         image_processor,
         text_tokenizer,
         chat_template=template,
-        num_latents=config.resampler_config.num_latents,
+        num_latents=resampler_config.num_latents,
         tile_grouping=config.tile_grouping,
     )
     processor.save_pretrained(destination)
@@ -71,6 +73,6 @@ def _check_ids(tokenizer: PreTrainedTokenizerFast, config: XGenMMConfig) -> None
     expected = list(range(config.image_token_id, config.image_token_id + len(ADDED_TOKENS)))
     if ids != expected:
         raise ConversionError(
-            f"The tokenizer gives {', '.join(ADDED_TOKENS)} the ids {ids}, but the model's tables have them at {expected}"
-            ". It is not the tokenizer this checkpoint was made with."
+            f"The tokenizer gives {', '.join(ADDED_TOKENS)} the ids {ids}, but the model has them at {expected}. "
+            "It is not the tokenizer this checkpoint was made with."
         )

@@ -39,7 +39,8 @@ class RecordedCase:
 
     def is_anyres(self) -> bool:
         """Whether pictures were cut into tiles."""
-        return self.meta["image_mode"].startswith("anyres") and self.meta["case"] != "single_patch_in_anyres"
+        mode: str = self.meta["image_mode"]
+        return mode.startswith("anyres") and self.meta["case"] != "single_patch_in_anyres"
 
     def tile_counts(self, *, tile_grouping: str) -> list[int]:
         """Groups of image tokens that each picture of the prompt costs."""

@@ -23,7 +23,7 @@ LAYOUTS = (
 )
 
 
-class JoinTokenRows(ConversionOps):
+class JoinTokenRows(ConversionOps):  # type: ignore[misc]
     """Joins a released token table, cut to the original tokenizer, and the table of added tokens."""
 
     def convert(
@@ -132,5 +132,5 @@ def _targets(rule: Rename | Split | JoinRows) -> tuple[str, ...]:
     return (rule.ours,) if isinstance(rule, Rename) else (rule.into,)
 
 
-def _first(tensors: Any) -> torch.Tensor:
+def _first(tensors: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if isinstance(tensors, list) else tensors

@@ -10,8 +10,8 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
@@ -166,7 +166,7 @@ class _Sources:
     """Source files, each opened once."""
 
     def __init__(self) -> None:
-        self.open_files: dict[Path, BinaryIO] = {}
+        self.open_files: dict[Path, FileIO] = {}
         self.buffer = memoryview(bytearray(BUFFER_BYTES))
 
     def __enter__(self) -> "_Sources":
@@ -180,7 +180,7 @@ class _Sources:
         """Bytes of a piece, a buffer at a time; a buffer is only valid until the next one."""
         path = piece.tensor.file
         if path not in self.open_files:
-            self.open_files[path] = path.open("rb", buffering=0)
+            self.open_files[path] = FileIO(path, "rb")
         stream = self.open_files[path]
         stream.seek(piece.tensor.offset + piece.start * piece.tensor.row_bytes)
         left = piece.num_bytes
@@ -206,7 +206,7 @@ def _values(tensor: OutputTensor, sources: _Sources) -> Iterator[memoryview]:
 
 def _cast(values: memoryview, stored: str, wanted: str) -> memoryview:
     cast = torch.frombuffer(values, dtype=DTYPES[stored]).to(DTYPES[wanted])
-    return memoryview(cast.view(torch.uint8).numpy())
+    return memoryview(cast.view(torch.uint8).numpy().data)
 
 
 def _header(output: OutputFile) -> str:

@@ -79,7 +79,7 @@ class XGenMMPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _keys_to_ignore_on_load_unexpected = [UNUSED_RELEASED_WEIGHTS]
     # The host writes a model back as it was read; ours is always written in our own layout.
-    _weight_conversions = []
+    _weight_conversions: list[Any] = []
 
     def __init__(self, config: XGenMMConfig, *args: Any, **kwargs: Any) -> None:
         """Refuse the configuration of another architecture; arguments as in the host's method."""

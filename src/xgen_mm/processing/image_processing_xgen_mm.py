@@ -229,12 +229,13 @@ def _lay_on_canvas(image: torch.Tensor, plan: CanvasPlan, *, fill: Sequence[int]
     """Paste the scaled picture on a canvas that is black, or filled with the grey levels in ``fill``."""
     if plan.resized == plan.canvas:
         return image
-    # Channels last in memory, like the picture on it.
-    canvas = torch.zeros((*plan.canvas, image.shape[0]), dtype=image.dtype, device=image.device)
+    canvas = image.new_zeros((image.shape[0], *plan.canvas))
+    if image.stride(0) == 1:
+        # The picture lies in memory with its channels last, which the resize is fastest on: so must the canvas.
+        canvas = image.new_zeros((*plan.canvas, image.shape[0])).permute(2, 0, 1)
     if fill is not None:
-        levels = torch.tensor(fill, device=image.device)
+        levels = torch.tensor(fill, device=image.device)[:, None, None]
         canvas[:] = levels if image.dtype == torch.uint8 else levels / 255
-    canvas = canvas.permute(2, 0, 1)
     height, width = plan.resized
     canvas[:, plan.top : plan.top + height, plan.left : plan.left + width] = image
     return canvas

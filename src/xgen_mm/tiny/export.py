@@ -58,6 +58,8 @@ def export_checkpoint(weights: Path, directory: Path, *, model: ModelRecipe) -> 
         eos_token_id=tokenizer.convert_tokens_to_ids(END_TOKEN),
         pad_token_id=tokenizer.pad_token_id,
         do_sample=False,
+        # The placeholder of a picture is nothing a model may say.
+        suppress_tokens=[processor.image_token_id],
     )
     network.to(torch.bfloat16).save_pretrained(directory)
     processor.save_pretrained(directory)
