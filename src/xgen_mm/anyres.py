@@ -1,7 +1,7 @@
 """Any-resolution arithmetic on plain integers: canvases, tile counts, padding boxes.
 
-One picture becomes a *canvas* of ``rows x cols`` square tiles plus a thumbnail of the whole picture. Everything that has
-to agree about that (image processors, prompt expansion, model) asks this module. Sizes are ``(height, width)``.
+One picture becomes a *canvas* of ``rows x cols`` square tiles plus a thumbnail of the whole picture. Everything that
+has to agree about that (image processors, prompt expansion, model) asks this module. Sizes are ``(height, width)``.
 
 Source: xGen-MM technical report (arXiv:2408.08872), any-resolution section; the rounding follows the released code.
 """
@@ -22,7 +22,8 @@ class CellBox(NamedTuple):
 
 
 def best_canvas(image_size: Size, pinpoints: Sequence[Sequence[int]]) -> Size:
-    """Choose the canvas that keeps most of the picture's pixels, then the one that wastes least, then the first listed.
+    """Choose the canvas that keeps most of the picture's pixels, then the one that wastes least, then the first
+    listed.
 
     Args:
         image_size: Original ``(height, width)`` in pixels, both at least 1.

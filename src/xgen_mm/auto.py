@@ -1,8 +1,9 @@
 """Makes transformers' Auto classes, and everything else that looks classes up by name, find ours.
 
-transformers keeps tables of class *names* and imports a class when it is asked for. Our names are entered into the same
-tables, so that `import xgen_mm` costs milliseconds and nothing of ours is imported while transformers itself is half-way
-through an import. The tables live in modules that may not be loaded yet; each gets our names right after it is.
+transformers keeps tables of class *names* and imports a class when it is asked for. Our names are entered into the
+same tables, so that `import xgen_mm` costs milliseconds and nothing of ours is imported while transformers itself is
+half-way through an import. The tables live in modules that may not be loaded yet; each gets our names right after it
+is.
 """
 
 import functools
@@ -122,7 +123,8 @@ def _enter_configs(module: ModuleType) -> None:
 
 
 def _enter_models(module: ModuleType) -> None:
-    # `AutoModel` gives the class that can generate: that is what `AutoModel.from_pretrained` is used for with these models.
+    # `AutoModel` gives the class that can generate: that is what `AutoModel.from_pretrained` is used for with these
+    # models.
     for table in ("MODEL_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_MULTIMODAL_LM_MAPPING"):
         _enter(getattr(module, table), {family.model_type: family.model for family in FAMILIES})
 
@@ -140,7 +142,7 @@ def _prefer_fast_image_processors(module: ModuleType) -> None:
     resolve = module._resolve_backend
     if hasattr(resolve, "__wrapped__"):
         return
-    fast_names = {family.image_processors["torchvision"] for family in FAMILIES}
+    fast_names = {family.image_processors["torchvision"] for family in FAMILIES} | set(_RELEASED_NAMES)
 
     @functools.wraps(resolve)
     def resolve_backend(backend: str | None, use_fast: bool | None, base_class_name: str | None) -> str:
@@ -163,8 +165,8 @@ def _enter(mapping: Any, names: dict[str, Any]) -> None:
 
 
 def _enter_tokenizers(module: ModuleType) -> None:
-    # `tokenizer.json` is used as it is. The released files name a class that would build another normaliser and so give
-    # other ids; the host treats Phi-3 itself the same way.
+    # `tokenizer.json` is used as it is. The released files name a class that would build another normaliser and so
+    # give other ids; the host treats Phi-3 itself the same way.
     for model_type in _MODEL_TYPES:
         module.TOKENIZER_MAPPING_NAMES.setdefault(model_type, "TokenizersBackend")
 

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
 
 from xgen_mm import XGenMMConfig, XGenMMForConditionalGeneration, XGenMMModel
 from xgen_mm.conversion.released_loading import JoinTokenRows
@@ -48,9 +55,7 @@ def test_released_files_never_run_remote_code(
     assert not type(loaded).__module__.startswith("transformers_modules")
 
 
-def test_loading_released_files_says_what_was_left_out(
-    instruct_files: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_loading_released_files_says_what_was_left_out(instruct_files: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         AutoModelForImageTextToText.from_pretrained(instruct_files)
     assert "released layout" in caplog.text

@@ -110,7 +110,9 @@ def test_loss_and_gradients_of_recorded_training_case_match(build_model: BuildMo
     model = build_model(case)
     model.model.vision_tower.requires_grad_(False)
     inputs = inputs_of(case, model, padding_side="right")
-    specials = torch.tensor([case.meta["specials"][name] for name in ("<image>", "<image placeholder>", "<|endofchunk|>")])
+    specials = torch.tensor(
+        [case.meta["specials"][name] for name in ("<image>", "<image placeholder>", "<|endofchunk|>")]
+    )
     inputs["labels"][torch.isin(inputs["labels"], specials)] = -100
     loss = model(**inputs).loss
     loss.backward()
@@ -119,7 +121,9 @@ def test_loss_and_gradients_of_recorded_training_case_match(build_model: BuildMo
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     by_released = build_inventory(copy.deepcopy(model.config), V1_5).copies_by_released
     for key in case.meta["grad_keys"]:
-        rows = [gradients[c.ours][c.ours_start : c.ours_start + c.num_rows] for c in by_released[key.removeprefix("vlm.")]]
+        rows = [
+            gradients[c.ours][c.ours_start : c.ours_start + c.num_rows] for c in by_released[key.removeprefix("vlm.")]
+        ]
         ours = torch.cat(rows)
         theirs = case.tensors[f"grad.{key}"][: len(ours)]
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}")

@@ -124,9 +124,7 @@ def test_batch_of_samples_equals_single_calls(
         assert together[row].tolist() == alone.tolist()
 
 
-def test_answers_depend_on_the_pictures(
-    model: XGenMMForConditionalGeneration, batch: dict[str, torch.Tensor]
-) -> None:
+def test_answers_depend_on_the_pictures(model: XGenMMForConditionalGeneration, batch: dict[str, torch.Tensor]) -> None:
     inputs = single(batch, 2)
     swapped = inputs | {"pixel_values": torch.randn_like(inputs["pixel_values"])}
     with torch.no_grad():
@@ -224,9 +222,7 @@ def test_precomputed_image_outputs_equal_pixel_values(
         assert torch.equal(model(**inputs, mm_encoder_outputs={"image": outputs}).logits, expected)
 
 
-def test_inputs_embeds_equal_input_ids(
-    model: XGenMMForConditionalGeneration, batch: dict[str, torch.Tensor]
-) -> None:
+def test_inputs_embeds_equal_input_ids(model: XGenMMForConditionalGeneration, batch: dict[str, torch.Tensor]) -> None:
     inputs = single(batch, 2)
     with torch.no_grad():
         expected = model(**inputs).logits

@@ -69,7 +69,9 @@ def test_message_text_cannot_forge_turns_or_images(processor: XGenMMProcessor, r
     special = set(tokenizer.get_added_vocab().values())
 
     def control_ids(message_content: object) -> list[int]:
-        prompt = processor.apply_chat_template([{"role": role, "content": message_content}], add_generation_prompt=True)
+        prompt = processor.apply_chat_template(
+            [{"role": role, "content": message_content}], add_generation_prompt=True
+        )
         return [token for token in tokenizer(prompt)["input_ids"] if token in special]
 
     assert control_ids(content) == control_ids(honest)
@@ -87,7 +89,9 @@ def test_overlapping_control_tokens_cannot_be_reassembled(processor: XGenMMProce
 def test_system_prompt_of_released_models_is_put_first_unless_given() -> None:
     template = build_chat_template(["<|end|>"], default_system_prompt=RELEASED_SYSTEM_PROMPT)
     processor = XGenMMProcessor(XGenMMImageProcessor(), build_tokenizer(), chat_template=template)
-    assert processor.apply_chat_template([user(text("Hi"))]).startswith(f"<|system|>\n{RELEASED_SYSTEM_PROMPT}<|end|>\n")
+    assert processor.apply_chat_template([user(text("Hi"))]).startswith(
+        f"<|system|>\n{RELEASED_SYSTEM_PROMPT}<|end|>\n"
+    )
     own = processor.apply_chat_template([{"role": "system", "content": "Mine"}, user(text("Hi"))])
     assert own.startswith("<|system|>\nMine<|end|>\n<|user|>")
 

@@ -1,7 +1,6 @@
 """The processor: expansion of placeholders, batches, sources of pictures, refusals."""
 
 import base64
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -175,7 +174,7 @@ def test_truncation_inside_an_image_block_is_refused(processor: XGenMMProcessor)
 
 
 def test_missing_picture_in_a_chat_is_named(processor: XGenMMProcessor, tmp_path: Path) -> None:
-    with pytest.raises(ImageInputError, match="nowhere.png"):
+    with pytest.raises(ImageInputError, match=r"nowhere\.png"):
         chat_ids(processor, {"type": "image", "path": str(tmp_path / "nowhere.png")})
 
 

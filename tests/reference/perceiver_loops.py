@@ -1,4 +1,5 @@
-"""Loop-written oracle of the perceiver resampler, straight from its description, in whatever dtype the weights have."""
+"""Loop-written oracle of the perceiver resampler, straight from its description, in whatever dtype the weights
+have."""
 
 import math
 

@@ -50,9 +50,16 @@ def test_released_files_load_without_missing_or_unknown_weights(auto_class: type
     assert type(model) is XGenMMV1ForConditionalGeneration
     assert {name: found for name, found in info.items() if found} == {}
     assert model.generation_config.eos_token_id == [188, 195]
+
+
+def test_released_files_load_into_the_model_without_head(caplog: pytest.LogCaptureFixture) -> None:
     base, info = XGenMMV1Model.from_pretrained(CHECKPOINT, output_loading_info=True)
+    assert "instantiate a model of type" not in caplog.text
+    unknown = info.pop("unexpected_keys")
     assert {name: found for name, found in info.items() if found} == {}
-    assert torch.equal(base.resampler.latents, model.model.resampler.latents)
+    assert {name.partition(".lm_head.")[0] for name in unknown} == {"vlm.lang_model"}
+    model = AutoModel.from_pretrained(CHECKPOINT)
+    assert all(torch.equal(model.model.state_dict()[name], tensor) for name, tensor in base.state_dict().items())
 
 
 def test_model_read_from_released_files_is_saved_in_our_layout(tmp_path: Path) -> None:

@@ -103,7 +103,9 @@ class XGenMMConfig(PreTrainedConfig):
             self.resampler_config = XGenMMResamplerConfig(**(self.resampler_config or {}))
         self._complete_resampler()
         if self.image_grid_pinpoints is None:
-            self.image_grid_pinpoints = [[rows * self.tile_size, cols * self.tile_size] for rows, cols in RELEASED_GRIDS]
+            self.image_grid_pinpoints = [
+                [rows * self.tile_size, cols * self.tile_size] for rows, cols in RELEASED_GRIDS
+            ]
         self._check_values()
         super().__post_init__(**kwargs)
 

@@ -25,8 +25,9 @@ from .tile_layout import TileLayout, anyres_layout, single_tile_layout
 
 logger = logging.getLogger(__name__)
 
-# Feature values (tiles x cells x width) per tower call when the configuration leaves it open. Beyond a few 384-pixel tiles
-# a CPU loses cache locality; an accelerator wants one large call, bounded so that hundreds of tiles do not exhaust it.
+# Feature values (tiles x cells x width) per tower call when the configuration leaves it open. Beyond a few 384-pixel
+# tiles a CPU loses cache locality; an accelerator wants one large call, bounded so that hundreds of tiles do not
+# exhaust it.
 CPU_VALUES_PER_CALL = 4 * 729 * 1152
 ACCELERATOR_VALUES_PER_CALL = 128 * 729 * 1152
 
@@ -92,7 +93,8 @@ class XGenMMPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint in our layout, or the unmodified files of a released one; arguments as in the host's method.
+        """Load a checkpoint in our layout, or the unmodified files of a released one; arguments as in the host's
+        method.
 
         A model read from released files is saved in our layout, and ends its answers at Phi-3's `<|end|>`.
         """
@@ -113,8 +115,8 @@ class XGenMMPreTrainedModel(PreTrainedModel):
 class XGenMMModel(XGenMMPreTrainedModel):
     """Vision tower, resampler and language model without a language-modelling head.
 
-    A picture arrives as a thumbnail and the tiles of its canvas; every tile becomes `num_latents` image tokens, which take
-    the places of the `<image>` placeholders in the prompt. The sequence length never changes inside the model.
+    A picture arrives as a thumbnail and the tiles of its canvas; every tile becomes `num_latents` image tokens, which
+    take the places of the `<image>` placeholders in the prompt. The sequence length never changes inside the model.
 
     Source: xGen-MM technical report (arXiv:2408.08872), model architecture.
     """
@@ -137,8 +139,9 @@ class XGenMMModel(XGenMMPreTrainedModel):
         """Encode pictures into image tokens.
 
         Args:
-            pixel_values: Tile pixels, shape (num_images, max_tiles, 3, S, S), thumbnail first, normalised; rows with fewer
-                tiles end in filler, which is never encoded. Shape (tiles, 3, S, S) holds the real tiles of all pictures.
+            pixel_values: Tile pixels, shape (num_images, max_tiles, 3, S, S), thumbnail first, normalised; rows with
+                fewer tiles end in filler, which is never encoded. Shape (tiles, 3, S, S) holds the real tiles of all
+                pictures.
             image_sizes: Original (height, width) of each picture, shape (num_images, 2); `None` means one tile each.
             **kwargs: Passed on to the vision tower and the resampler.
 
@@ -279,7 +282,9 @@ class XGenMMModel(XGenMMPreTrainedModel):
     def _encode_tiles(self, tiles: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutputWithPooling:
         """Tower features of all tiles, in as few calls as memory allows."""
         tiles = tiles.to(self.vision_tower.dtype)
-        outputs = [self.vision_tower(chunk, return_dict=True, **kwargs) for chunk in tiles.split(self._call_size(tiles))]
+        outputs = [
+            self.vision_tower(chunk, return_dict=True, **kwargs) for chunk in tiles.split(self._call_size(tiles))
+        ]
         cells = self.config.cells_per_tile**2
         return BaseModelOutputWithPooling(
             # Towers with a class token put it first; only the cells of the tile are wanted.

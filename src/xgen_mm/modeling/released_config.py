@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-# Rows appended to the tokenizer by the released code, in this order: `<image>`, `<image placeholder>`, `<|endofchunk|>`.
+# Rows appended to the tokenizer by the released code, in this order: `<image>`, `<image placeholder>`,
+# `<|endofchunk|>`.
 NUM_ADDED_TOKENS = 3
 RELEASED_TOKENIZER_LENGTH = 32012
 RELEASED_KEYS = ("vision_encoder_config", "vision_tokenizer_config")
@@ -31,8 +32,8 @@ SIGLIP_SO400M = {
     "patch_size": 14,
     "vision_use_head": False,
 }
-# Released Phi-3 writes `sliding_window: 2047` and means 2,048 visible keys (`query - key <= 2047`); transformers 5 keeps
-# `query - key < sliding_window`, hence one more.
+# Released Phi-3 writes `sliding_window: 2047` and means 2,048 visible keys (`query - key <= 2047`); transformers 5
+# keeps `query - key < sliding_window`, hence one more.
 SLIDING_WINDOW_OFFSET = 1
 # Bookkeeping of the original run that means nothing to our classes.
 STALE_TEXT_KEYS = ("auto_map", "torch_dtype", "dtype", "transformers_version", "architectures")
@@ -56,8 +57,8 @@ def translate_released_config(released: dict[str, Any], *, text_config: Any) -> 
     tower_name = encoder.get("model_name", "google/siglip-so400m-patch14-384")
     if "siglip" not in tower_name.lower():
         raise ValueError(
-            f"`vision_encoder_config.model_name` is {tower_name!r}; `XGenMMConfig` reads SigLIP towers (v1.5 layout). Use "
-            "`AutoConfig`, which knows the v1 layout too."
+            f"`vision_encoder_config.model_name` is {tower_name!r}; `XGenMMConfig` reads SigLIP towers (v1.5 layout). "
+            "Use `AutoConfig`, which knows the v1 layout too."
         )
 
     text, tokenizer_length = translate_text_config(text_config)

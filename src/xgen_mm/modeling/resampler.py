@@ -197,7 +197,8 @@ class XGenMMPerceiverResampler(PreTrainedModel):
 
         Args:
             features: Tower features, shape (tiles, cells, hidden_size).
-            patch_attention_mask: Bool, shape (tiles, cells); `False` marks padding cells. `None` means none are padding.
+            patch_attention_mask: Bool, shape (tiles, cells); `False` marks padding cells. `None` means that
+                none are padding.
             **kwargs: Passed on to the attention backend.
 
         Returns:

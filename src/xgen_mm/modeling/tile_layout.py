@@ -18,8 +18,8 @@ class TileLayout:
     Attributes:
         num_tiles: Real tiles per picture, thumbnail included.
         num_groups: Groups per picture; each becomes `num_latents` image tokens.
-        cell_order: Long, shape (groups, cells): which cell of all tiles' features (flattened) stands at each place of the
-            resampler's input; `None` if groups are the tiles as they are.
+        cell_order: Long, shape (groups, cells): which cell of all tiles' features (flattened) stands at each place of
+            the resampler's input; `None` if groups are the tiles as they are.
         patch_attention_mask: Bool, shape (groups, cells), `False` on padding; `None` if every cell is picture content.
     """
 
@@ -61,17 +61,17 @@ def anyres_layout(image_sizes: Sequence[Size], config: XGenMMConfig) -> TileLayo
         return _whole_image_layout(grids, boxes, cells_per_tile)
 
     raster = config.tile_grouping == "raster_chunks"
-    masks = [
-        _content_mask(grid, box, cells_per_tile, raster=raster) for grid, box in zip(grids, boxes, strict=True)
-    ]
+    masks = [_content_mask(grid, box, cells_per_tile, raster=raster) for grid, box in zip(grids, boxes, strict=True)]
     mask = torch.cat(masks)
     order = None
     # One column of tiles is already in raster order.
     if raster and any(cols > 1 for _, cols in grids):
-        order = torch.cat([
-            _raster_order(grid, cells_per_tile) + start
-            for grid, start in zip(grids, _first_cells(num_tiles, cells_per_tile), strict=True)
-        ])
+        order = torch.cat(
+            [
+                _raster_order(grid, cells_per_tile) + start
+                for grid, start in zip(grids, _first_cells(num_tiles, cells_per_tile), strict=True)
+            ]
+        )
     return TileLayout(
         num_tiles=num_tiles,
         num_groups=num_tiles,

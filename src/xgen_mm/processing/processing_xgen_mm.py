@@ -63,7 +63,8 @@ class XGenMMProcessor(ProcessorMixin):
     def get_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read the processor's settings; those of a released directory, which has no such file, come from its `config.json`."""
+        """Read the processor's settings; those of a released directory, which has no such file, come from its
+        `config.json`."""
         settings, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "num_latents" not in settings:
             released = read_processor_settings(str(pretrained_model_name_or_path), **kwargs)
@@ -103,8 +104,9 @@ class XGenMMProcessor(ProcessorMixin):
             given = _count_images(images, len(samples))
             if given != in_text and (len(given) == len(in_text) or sum(given) != sum(in_text)):
                 raise PlaceholderMismatchError(
-                    f"`text` holds {_total(in_text)} `{self.image_token}` but {_total(given)} images were passed. Write "
-                    f"one `{self.image_token}` where each picture belongs; for a batch, pass one list of images per text."
+                    f"`text` holds {_total(in_text)} `{self.image_token}` but {_total(given)} images were passed. "
+                    f"Write one `{self.image_token}` where each picture belongs; for a batch, pass one list of images "
+                    "per text."
                 )
         super().validate_inputs(images=images, text=text, **kwargs)
 

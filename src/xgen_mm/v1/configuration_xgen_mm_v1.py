@@ -1,5 +1,6 @@
 """Configuration of the v1 models."""
 
+import os
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -42,6 +43,17 @@ class XGenMMV1Config(XGenMMConfig):
                 setattr(self, name, value)
         self.vision_config = build_sub_config(self.vision_config, CLIP_VIT_H)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read the file; arguments and result as in the host's method."""
+        config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if is_v1_config(config_dict, source=str(pretrained_model_name_or_path)):
+            # Otherwise the host warns that the file is one of another architecture.
+            config_dict["model_type"] = cls.model_type
+        return config_dict, unused
 
     @classmethod
     def reads_released(cls, config_dict: dict[str, Any], *, source: str | None) -> bool:
