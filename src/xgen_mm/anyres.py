@@ -22,8 +22,7 @@ class CellBox(NamedTuple):
 
 
 def best_canvas(image_size: Size, pinpoints: Sequence[Sequence[int]]) -> Size:
-    """Choose the canvas that keeps most of the picture's pixels, then the one that wastes least, then the first
-    listed.
+    """Choose the canvas that keeps most of the picture's pixels; ties go to the least waste, then to the first listed.
 
     Args:
         image_size: Original ``(height, width)`` in pixels, both at least 1.

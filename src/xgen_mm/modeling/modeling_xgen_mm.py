@@ -93,10 +93,9 @@ class XGenMMPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint in our layout, or the unmodified files of a released one; arguments as in the host's
-        method.
+        """Load a checkpoint in our layout, or the unmodified files of a released one.
 
-        A model read from released files is saved in our layout, and ends its answers at Phi-3's `<|end|>`.
+        Arguments are those of the host's method. A model read from released files is saved in our layout, and ends its answers at Phi-3's `<|end|>`.
         """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -190,8 +189,8 @@ class XGenMMModel(XGenMMPreTrainedModel):
             num_slots == image_features.shape[0],
             lambda: (
                 f"Image features and image tokens do not match, tokens: {int(num_slots)}, "
-                f"features: {image_features.shape[0]}. The prompt needs one image token per feature: build it with the "
-                "processor of this checkpoint, and if it was truncated, raise `max_length` or set it to `None`."
+                f"features: {image_features.shape[0]}. The prompt needs one image token per feature: build it with "
+                "the processor of this checkpoint, and if it was truncated, raise `max_length` or set it to `None`."
             ),
             error_type=PlaceholderMismatchError,
         )
@@ -271,8 +270,8 @@ class XGenMMModel(XGenMMPreTrainedModel):
         if image_sizes is None:
             if pixel_values.dim() == 5 and pixel_values.shape[1] != 1:
                 raise ValueError(
-                    f"`pixel_values` holds up to {pixel_values.shape[1]} tiles per image but `image_sizes` is missing; "
-                    "pass the `image_sizes` that the processor returned."
+                    f"`pixel_values` holds up to {pixel_values.shape[1]} tiles per image but `image_sizes` is "
+                    "missing; pass the `image_sizes` that the processor returned."
                 )
             return single_tile_layout(pixel_values.shape[0])
         layout = anyres_layout([(int(height), int(width)) for height, width in image_sizes.tolist()], self.config)

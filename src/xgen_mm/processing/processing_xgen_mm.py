@@ -63,8 +63,10 @@ class XGenMMProcessor(ProcessorMixin):
     def get_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read the processor's settings; those of a released directory, which has no such file, come from its
-        `config.json`."""
+        """Read the processor's settings.
+
+        A released directory has no file of them; there they come from its `config.json`.
+        """
         settings, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "num_latents" not in settings:
             released = read_processor_settings(str(pretrained_model_name_or_path), **kwargs)
