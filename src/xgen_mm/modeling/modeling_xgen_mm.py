@@ -95,7 +95,8 @@ class XGenMMPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint in our layout, or the unmodified files of a released one.
 
-        Arguments are those of the host's method. A model read from released files is saved in our layout, and ends its answers at Phi-3's `<|end|>`.
+        Arguments are those of the host's method. A model read from released files is saved in our layout, and ends its
+        answers at Phi-3's `<|end|>`.
         """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
