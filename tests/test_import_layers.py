@@ -72,7 +72,7 @@ def _imports_of(module: str, path: Path, modules: dict[str, Path]) -> Iterator[I
     for node in ast.walk(tree):
         for target in _targets(node, module=module, is_package=path.name == "__init__.py", modules=modules):
             if target.partition(".")[0] == PACKAGE:
-                yield Import(module, target, f"{path}:{node.lineno}", id(node) in for_types)  # type: ignore[attr-defined]
+                yield Import(module, target, f"{path}:{node.lineno}", id(node) in for_types)
 
 
 def _is_type_checking(node: ast.AST) -> bool:

@@ -150,7 +150,7 @@ def _prefer_fast_image_processors(module: ModuleType) -> None:
             return "torchvision"
         return str(resolve(backend, use_fast, base_class_name))
 
-    module._resolve_backend = resolve_backend
+    setattr(module, "_resolve_backend", resolve_backend)  # noqa: B010 - mypy knows no such attribute
 
 
 def _enter_processors(module: ModuleType) -> None:

@@ -54,7 +54,7 @@ def write_released_files(directory: Path, *, grids: list[list[int]] | None = Non
 def write_shards(directory: Path) -> None:
     """Write the recorded weights in three shards with an index."""
     tensors = load_file(CHECKPOINT / "model.safetensors")
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for prefix, number in SHARD_OF.items():
         name = f"model-{number:05d}-of-00003.safetensors"
         shard = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix + ".")}

@@ -50,7 +50,7 @@ PHI_3_STYLE = (
 )
 # Indented, and begins with white space that only the host's block settings remove.
 CHATML_STYLE = """  {% if messages[0].role != 'system' %}
-{{ '<|im_start|>system\\nBe brief.<|im_end|>\\n' }}
+{{ '<|im_start|>system\\nBe brief.<|im_end|>' }}
   {% endif %}
 {%- for message in messages %}
     {%- if message.role == "assistant" and "</think>" in message.content %}

@@ -138,7 +138,9 @@ def test_tied_table_under_another_name_is_refused() -> None:
 
 
 def test_tower_without_a_feature_per_patch_is_refused() -> None:
-    tower = SwinModel(SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 1]))
+    tower = SwinModel(
+        SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=4)
+    )
     with pytest.raises(ValueError, match=r"features of shape \(1, 16, 16\); expected \(1, 64 or more, 16\)"):
         join(tower, llama())
 

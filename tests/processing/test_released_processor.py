@@ -40,7 +40,8 @@ def test_processor_of_released_files_knows_the_added_tokens(tiled_files: Path) -
 def test_processor_of_released_files_tokenises_as_its_file_says(tiled_files: Path) -> None:
     tokenizer = AutoProcessor.from_pretrained(tiled_files).tokenizer
     # The file puts a space mark before every text, also behind a special token; the class it names would not.
-    assert tokenizer.tokenize("<|user|>\nab<image>c") == ["<|user|>", "▁", "a", "b", "<image>", "▁", "c"]
+    ids = tokenizer("<|user|>\nab<image>c")["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["<|user|>", "▁", "a", "b", "<image>", "▁", "c"]
 
 
 def test_processor_of_instruct_files_tiles_and_has_the_released_system_prompt(tiled_files: Path) -> None:
@@ -49,7 +50,7 @@ def test_processor_of_instruct_files_tiles_and_has_the_released_system_prompt(ti
     assert prompt == (
         f"<|system|>\n{RELEASED_SYSTEM_PROMPT}<|end|>\n<|user|>\n<image>\nWhat is this?<|end|>\n<|assistant|>\n"
     )
-    inputs = processor(text="<image> a", images=Image.new("RGB", (100, 60)), return_tensors="pt")
+    inputs = processor(text="<image> a", images=Image.new("RGB", (116, 58)), return_tensors="pt")
     assert inputs["pixel_values"].shape == (1, 3, 3, 58, 58)
     assert (inputs["input_ids"] == IMAGE_ID).sum() == 3 * NUM_LATENTS
     assert processor.image_processor.image_grid_pinpoints == [[116, 58], [58, 116], [116, 116], [58, 174], [174, 58]]

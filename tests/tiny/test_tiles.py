@@ -8,10 +8,10 @@ from xgen_mm.processing.image_processing_pil_xgen_mm import XGenMMImageProcessor
 from xgen_mm.tiny.architecture import pinpoints
 from xgen_mm.tiny.digits import DigitPicture, GlyphBank, draw_picture, random_number
 from xgen_mm.tiny.patch_labels import score_patches, to_pixel_values
-from xgen_mm.tiny.tiles import cut_tiles, label_patches
+from xgen_mm.tiny.tiles import TiledPicture, cut_tiles, label_patches
 
 
-def _cut(picture: DigitPicture) -> "np.ndarray":
+def _cut(picture: DigitPicture) -> TiledPicture:
     return cut_tiles(picture, pinpoints=pinpoints(84), tile_size=84, patch_size=12)
 
 

@@ -181,7 +181,7 @@ def test_pictures_without_tiles_generate(model: XGenMMV1ForConditionalGeneration
 def test_two_pictures_in_one_prompt_generate_and_warn(
     model: XGenMMV1ForConditionalGeneration, caplog: pytest.LogCaptureFixture
 ) -> None:
-    logging.getLogger("xgen_mm.v1.modeling_xgen_mm_v1").warning_once.cache_clear()  # type: ignore[attr-defined]
+    logging.getLogger("xgen_mm.v1.modeling_xgen_mm_v1").warning_once.cache_clear()
     inputs = left_pad([prompt([10], 4, 5, [11])]) | make_images([TALL, SQUARE], [4, 5])
     assert len(answer(model, inputs)[0]) == 6
     assert "A prompt holds several pictures" in caplog.text

@@ -292,7 +292,7 @@ def _load_tokenizer(source: Any) -> Any:
 def _name_of(source: Any, part: str) -> str:
     """Hub id or directory to look for files next to a model's weights."""
     if not isinstance(source, PreTrainedModel):
-        return os.fspath(source)
+        return str(os.fspath(source))
     if not source.config._name_or_path:
         raise ValueError(
             f"The `{type(source).__name__}` that was passed does not say where it was loaded from; pass `{part}=` too."

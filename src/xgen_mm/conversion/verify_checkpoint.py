@@ -65,12 +65,15 @@ def compare_checkpoints(first: Path, second: Path, *, tolerance: float = DEFAULT
     Raises:
         ConversionError: If the two differ in architecture, so that there is nothing to compare.
     """
-    inputs = None
+    sizes = [_sizes(AutoConfig.from_pretrained(path)) for path in (first, second)]
+    different = {name: (value, sizes[1][name]) for name, value in sizes[0].items() if value != sizes[1][name]}
+    if different:
+        listed = ", ".join(f"{name} {one!r} and {other!r}" for name, (one, other) in different.items())
+        raise ConversionError(f"The checkpoints are not the same architecture: {listed}.")
     recorded = []
     for path in (first, second):
         model = load_model(path)
-        if inputs is None:
-            inputs = probe_inputs(model)
+        inputs = probe_inputs(model)
         recorded.append(record_stages(model, inputs, generation=GENERATION))
         del model
     return compare_stages(*recorded, tolerance=tolerance)
@@ -264,6 +267,19 @@ def format_results(results: list[StageResult]) -> list[str]:
             f"{result.stage:<{width}}  {difference:>10}  {result.tolerance:>9.1g}  {result.num_values:>9}  {verdict}"
         )
     return lines
+
+
+def _sizes(config: Any) -> dict[str, Any]:
+    """What two models must share to read the same inputs."""
+    return {
+        "model type": config.model_type,
+        "tile size": config.tile_size,
+        "tile grouping": config.tile_grouping,
+        "latents": config.resampler_config.num_latents,
+        "width": config.get_text_config().hidden_size,
+        "vocabulary": config.get_text_config().vocab_size,
+        "id of `<image>`": config.image_token_id,
+    }
 
 
 def _worse(known: StageResult, new: StageResult) -> StageResult:

@@ -36,6 +36,7 @@ END_OF_CHUNK_TOKEN = "<|endofchunk|>"
 # In the order in which the released code adds them to its tokenizer.
 IMAGE_TOKENS = (IMAGE_TOKEN, IMAGE_PLACEHOLDER_TOKEN, END_OF_CHUNK_TOKEN)
 DEFAULT_ATTENTION_HEADS = 16
+TILE_GROUPINGS = ("tile", "raster_chunks", "image")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +65,10 @@ class AssemblySettings:
                 raise ValueError(f"`{field}` is {getattr(self, field)}; give at least 1.")
         if not self.grids or any(len(grid) != 2 or min(grid) < 1 for grid in self.grids):
             raise ValueError(f"`grids` is {self.grids}; list (rows, cols) of at least 1 tile each.")
+        if self.tile_grouping not in TILE_GROUPINGS:
+            raise ValueError(
+                f"`tile_grouping` is {self.tile_grouping!r}; expected one of {', '.join(TILE_GROUPINGS)}."
+            )
 
 
 def model_from_parts(
@@ -199,6 +204,7 @@ def build_config(
     text_config.vocab_size = max(text_config.vocab_size, num_token_rows)
     text_config.tie_word_embeddings = tie_word_embeddings
     tile_size = vision_config.image_size
+    num_heads = getattr(vision_config, "num_attention_heads", None)
     return XGenMMConfig(
         vision_config=vision_config,
         text_config=text_config,
@@ -206,7 +212,7 @@ def build_config(
             "num_latents": settings.num_latents,
             "num_hidden_layers": settings.resampler_layers,
             # Sixteen of 96 for SigLIP so400m, as released.
-            "num_attention_heads": getattr(vision_config, "num_attention_heads", DEFAULT_ATTENTION_HEADS),
+            "num_attention_heads": num_heads if isinstance(num_heads, int) else DEFAULT_ATTENTION_HEADS,
         },
         image_token_id=image_token_id,
         image_grid_pinpoints=[[rows * tile_size, cols * tile_size] for rows, cols in settings.grids],

@@ -65,14 +65,16 @@ def read_text_config(source: PartSource) -> PreTrainedConfig:
     """
     config = _read_config(source)
     name = f"The language model `{describe_source(source)}` (`{config.model_type}`)"
+    cannot_load = f"{name} cannot be loaded by `AutoModelForCausalLM`. Take a decoder-only language model."
+    if config.is_encoder_decoder:
+        raise ValueError(cannot_load)
     if config.get_text_config(decoder=True) is not config:
         raise ValueError(
             f"{name} is made of several models itself; `text` must be a language model alone. Take its text-only "
             "sibling, or load it and pass its language model."
         )
-    mappings = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING)
-    if config.is_encoder_decoder or any(type(config) not in mapping for mapping in mappings):
-        raise ValueError(f"{name} cannot be loaded by `AutoModelForCausalLM`. Take a decoder-only language model.")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) not in MODEL_MAPPING:
+        raise ValueError(cannot_load)
     changed = {key: getattr(config, key, None) for key in LOGIT_SETTINGS}
     changed = {key: value for key, value in changed.items() if value not in LOGIT_SETTINGS[key]}
     if changed:

@@ -41,4 +41,4 @@ def draw_curve(record: Path, picture: Path) -> None:
 def _plot(axes: object, rows: list[dict[str, float]], name: str, **style: object) -> None:
     points = [(row["minutes"], row[name]) for row in rows if name in row]
     if points:
-        axes.plot(*zip(*points, strict=True), **style)  # type: ignore[attr-defined]
+        axes.plot(*zip(*points, strict=True), **style)

@@ -39,7 +39,7 @@ class XGenMMWithPatchHead(XGenMMForConditionalGeneration):
         self.patch_head = nn.Linear(config.vision_config.hidden_size, NUM_CLASSES)
         self.patch_loss_weight = patch_loss_weight
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         tiles: torch.Tensor,
         image_sizes: torch.Tensor,

@@ -129,7 +129,7 @@ def load_recipe(path: Path) -> TinyRecipe:
 def _parse(section: type[Section], content: Any, *, where: str) -> Section:
     if not isinstance(content, dict):
         raise TinyRecipeError(f"`{where}` is {content!r}; expected a mapping of keys to values.")
-    fields = {field.name: field for field in dataclasses.fields(section)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(section)}
     for key in content:
         if key not in fields:
             close = difflib.get_close_matches(str(key), fields, n=1)
@@ -144,7 +144,7 @@ def _parse(section: type[Section], content: Any, *, where: str) -> Section:
 
 def _convert(kind: Any, value: Any, *, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
-        return _parse(kind, value, where=where)  # type: ignore[arg-type]
+        return _parse(kind, value, where=where)
     if getattr(kind, "__origin__", None) is tuple:
         if not isinstance(value, list):
             raise TinyRecipeError(f"`{where}` is {value!r}; expected a list.")

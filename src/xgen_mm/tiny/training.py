@@ -62,7 +62,7 @@ class TinyTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         # Items are random already; in order, process r of n sees r, r + n, ... and a resumed run goes on exactly.
-        return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
+        return SequentialSampler(train_dataset or self.train_dataset)
 
 
 class AverageWeights(TrainerCallback):
