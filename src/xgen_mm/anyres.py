@@ -34,7 +34,7 @@ def best_canvas(image_size: Size, pinpoints: Sequence[Sequence[int]]) -> Size:
     Raises:
         ValueError: If ``pinpoints`` is empty or a side of ``image_size`` is below 1.
 
-    >>> best_canvas((100, 300), [(768, 384), (384, 768), (768, 768)])
+    >>> best_canvas((1000, 3000), [(768, 384), (384, 768), (768, 768)])
     (384, 768)
     """
     height, width = _check_size(image_size)

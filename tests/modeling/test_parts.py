@@ -12,6 +12,7 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
     CohereConfig,
+    ConvNextConfig,
     Gemma2Config,
     GPT2Config,
     GPT2LMHeadModel,
@@ -63,6 +64,7 @@ def save_config(config: Any, directory: Path) -> Path:
         pytest.param(CLIPVisionConfig(**SMALL, image_size=8, patch_size=16), r"16 pixels on tiles of 8", id="patch"),
         pytest.param(SiglipVisionConfig(**SMALL, num_channels=1), r"`num_channels=1`.*3 channels", id="grey"),
         pytest.param(LlamaConfig(**SMALL), r"`image_size=None`", id="language-model"),
+        pytest.param(ConvNextConfig(image_size=32), r"no single `hidden_size`", id="pyramid"),
     ],
 )
 def test_unsuitable_tower_is_refused_by_its_configuration(config: Any, message: str, tmp_path: Path) -> None:

@@ -32,9 +32,10 @@ def test_exported_checkpoint_holds_the_average_without_training_parts(
 ) -> None:
     weights = load_file(exported / "model.safetensors")
     assert not any(name.startswith("patch_head") for name in weights)
-    assert {value.dtype for value in weights.values()} == {torch.bfloat16}
-    loaded = XGenMMForConditionalGeneration.from_pretrained(exported, dtype=torch.float32)
-    latents = model.model.resampler.latents.detach().bfloat16().float()
+    assert {value.dtype for value in weights.values()} == {torch.float16}
+    loaded = XGenMMForConditionalGeneration.from_pretrained(exported)
+    assert loaded.dtype == torch.float32
+    latents = model.model.resampler.latents.detach().half().float()
     torch.testing.assert_close(loaded.model.resampler.latents.data, latents)
     assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
 

@@ -205,6 +205,11 @@ def _check_vision_config(config: PreTrainedConfig, name: str) -> None:
         raise ValueError(
             f"{name} has patches of {config.patch_size} pixels on tiles of {config.image_size}; none fits on a tile."
         )
+    if not isinstance(getattr(config, "hidden_size", None), int):
+        raise ValueError(
+            f"{name} has no single `hidden_size`: its layers differ in width. Take a vision transformer that keeps "
+            "one width and one feature per patch."
+        )
     num_channels = getattr(config, "num_channels", 3)
     if num_channels != 3:
         raise ValueError(f"{name} has `num_channels={num_channels}`; tiles have 3 channels (red, green, blue).")
