@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import ConversionError
-from .streaming import OutputFile, file_sha256
+from .streaming import OutputFile, file_checksum
 from .tensor_files import read_json
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 SUFFIX = ".partial"
 PROGRESS_NAME = "progress.json"
 CHECKSUMS_NAME = "checksums.json"
-# Reading and hashing one file keeps one core busy; more than two at once only fight over the disk.
+# Copying one file keeps one core busy; more than two at once only fight over the disk.
 NUM_WORKERS = min(2, os.cpu_count() or 1)
 
 WriteFile = Callable[[OutputFile], str]
@@ -75,7 +75,7 @@ class StagingDirectory:
 
         Args:
             files: What to write.
-            write_file: Writes one file and returns its SHA-256.
+            write_file: Writes one file and returns its checksum.
         """
         waiting = [output for output in files if output.name not in self.checksums]
         with ThreadPoolExecutor(max_workers=NUM_WORKERS) as pool:
@@ -95,7 +95,7 @@ class StagingDirectory:
 
     def _is_intact(self, name: str, digest: str) -> bool:
         path = self.path / name
-        intact = path.is_file() and file_sha256(path) == digest
+        intact = path.is_file() and file_checksum(path) == digest
         logger.info("%s %s", "Keeping" if intact else "Writing again:", name)
         return intact
 
@@ -124,15 +124,15 @@ def check_destination(destination: Path) -> None:
 
 
 def write_checksums(directory: Path, *, known: dict[str, str]) -> None:
-    """Write `checksums.json` with the SHA-256 of every file.
+    """Write `checksums.json` with the checksum of every file.
 
     Args:
         directory: Directory of the files.
-        known: SHA-256 that need no reading, by path relative to the directory.
+        known: Checksums that need no reading, by path relative to the directory.
     """
     files = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
-    digests = {name: known.get(name) or file_sha256(directory / name) for name in files if name != CHECKSUMS_NAME}
-    text = json.dumps({"algorithm": "sha256", "files": digests}, indent=2)
+    digests = {name: known.get(name) or file_checksum(directory / name) for name in files if name != CHECKSUMS_NAME}
+    text = json.dumps({"algorithm": "crc32", "files": digests}, indent=2)
     (directory / CHECKSUMS_NAME).write_text(text + "\n", encoding="utf-8")
 
 
@@ -159,5 +159,5 @@ def damaged_files(directory: Path, *, report: Callable[[int], object] = lambda _
     return [
         name
         for name, digest in files.items()
-        if not (directory / name).is_file() or file_sha256(directory / name, report=report) != digest
+        if not (directory / name).is_file() or file_checksum(directory / name, report=report) != digest
     ]
