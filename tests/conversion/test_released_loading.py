@@ -1,6 +1,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from xgen_mm import XGenMMConfig, XGenMMForConditionalGeneration, XGenMMModel
+from xgen_mm import ConversionError, XGenMMConfig, XGenMMForConditionalGeneration, XGenMMModel
 from xgen_mm.conversion.released_loading import JoinTokenRows
 
 from .released_files import END_ID, NUM_BASE_TOKENS, PAD_ID, weight_names
@@ -122,16 +123,49 @@ def test_released_configuration_fills_defaults_that_the_file_leaves_out() -> Non
     assert (config.image_token_id, config.lm_head_bias, config.tile_grouping) == (32012, True, "raster_chunks")
 
 
-def test_released_files_with_half_a_token_table_do_not_load(instruct_files: Path, tmp_path: Path) -> None:
-    shutil.copytree(instruct_files, tmp_path, dirs_exist_ok=True)
-    shard = tmp_path / "model-00003-of-00003.safetensors"
+def copy_with_change(source: Path, destination: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Copy a released directory, with the tensors of its last shard changed and the index brought in line."""
+    shutil.copytree(source, destination, dirs_exist_ok=True)
+    shard = destination / "model-00003-of-00003.safetensors"
     tensors = load_file(shard)
-    del tensors["vlm.lang_model.lm_head.additional_fc.weight"]
+    change(tensors)
     save_file(tensors, shard, metadata={"format": "pt"})
-    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    del index["weight_map"]["vlm.lang_model.lm_head.additional_fc.weight"]
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    index = json.loads((destination / "model.safetensors.index.json").read_text())
+    others = {name: file for name, file in index["weight_map"].items() if file != shard.name}
+    index["weight_map"] = others | dict.fromkeys(tensors, shard.name)
+    (destination / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_released_files_with_half_a_token_table_do_not_load(instruct_files: Path, tmp_path: Path) -> None:
+    copy_with_change(
+        instruct_files, tmp_path, lambda tensors: tensors.pop("vlm.lang_model.lm_head.additional_fc.weight")
+    )
     with pytest.raises(RuntimeError):
+        AutoModelForImageTextToText.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("model_class", [XGenMMForConditionalGeneration, XGenMMModel])
+def test_released_files_that_lack_a_weight_are_refused_with_its_name(
+    instruct_files: Path, tmp_path: Path, model_class: Any
+) -> None:
+    copy_with_change(instruct_files, tmp_path, lambda tensors: tensors.pop("vlm.lang_model.model.norm.weight"))
+    with pytest.raises(ConversionError, match=r"lacks weights for (model\.)?language_model\.norm\.weight"):
+        model_class.from_pretrained(tmp_path)
+
+
+def test_released_files_with_an_unknown_weight_are_refused_with_its_name(instruct_files: Path, tmp_path: Path) -> None:
+    copy_with_change(
+        instruct_files, tmp_path, lambda tensors: tensors.update({"vlm.vision_tokenizer.frame_embs": torch.zeros(2)})
+    )
+    with pytest.raises(ConversionError, match="frame_embs"):
+        AutoModelForImageTextToText.from_pretrained(tmp_path)
+
+
+def test_released_files_with_a_weight_of_another_shape_are_refused(instruct_files: Path, tmp_path: Path) -> None:
+    copy_with_change(
+        instruct_files, tmp_path, lambda tensors: tensors.update({"vlm.lang_model.model.norm.weight": torch.zeros(3)})
+    )
+    with pytest.raises(RuntimeError, match="size"):
         AutoModelForImageTextToText.from_pretrained(tmp_path)
 
 

@@ -17,9 +17,14 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
-from ..errors import PlaceholderMismatchError
+from ..errors import ConversionError, PlaceholderMismatchError
 from .configuration_xgen_mm import RELEASED_GRIDS, XGenMMConfig
-from .released_config import UNUSED_RELEASED_WEIGHTS, complete_generation_config, was_read_from_released_layout
+from .released_config import (
+    RELEASED_HEAD,
+    UNUSED_RELEASED_WEIGHTS,
+    complete_generation_config,
+    was_read_from_released_layout,
+)
 from .resampler import XGenMMPerceiverResampler
 from .tile_layout import TileLayout, anyres_layout, single_tile_layout
 
@@ -97,10 +102,15 @@ class XGenMMPreTrainedModel(PreTrainedModel):
 
         Arguments are those of the host's method. A model read from released files is saved in our layout, and ends its
         answers at Phi-3's `<|end|>`.
+
+        Raises:
+            ConversionError: If released files lack weights of this architecture or hold others. (For a checkpoint in
+                our layout, the host only warns about either.)
         """
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if was_read_from_released_layout(model._weight_conversions or ()):
+            model._check_released_weights(info)
             model._weight_conversions = []
             if model.can_generate() and kwargs.get("generation_config") is None:
                 complete_generation_config(model.generation_config, tokenizer_length=model.config.image_token_id)
@@ -109,7 +119,19 @@ class XGenMMPreTrainedModel(PreTrainedModel):
                 "`xgen-mm convert` writes a checkpoint that loads as it is.",
                 cls._keys_to_ignore_on_load_unexpected,
             )
-        return loaded
+        return (model, info) if wants_info else model
+
+    def _check_released_weights(self, info: dict[str, Any]) -> None:
+        missing, unknown = (sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys"))
+        if not self.can_generate():
+            unknown = [name for name in unknown if not name.startswith(RELEASED_HEAD)]
+        problems = ((missing, "lacks weights for"), (unknown, "holds weights that have no place:"))
+        found = [f"{what} {', '.join(names)}" for names, what in problems if names]
+        if found:
+            raise ConversionError(
+                f"The checkpoint is in the released layout but does not fit `{type(self).__name__}`: it "
+                f"{'; it '.join(found)}. Download it again; if it is complete, its architecture is another one."
+            )
 
 
 class XGenMMModel(XGenMMPreTrainedModel):

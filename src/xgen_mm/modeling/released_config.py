@@ -18,6 +18,7 @@ RELEASED_TOKENIZER_LENGTH = 32012
 RELEASED_KEYS = ("vision_encoder_config", "vision_tokenizer_config")
 # What every weight of the released files is called first, and what our models do not have among them.
 RELEASED_PREFIX = "vlm."
+RELEASED_HEAD = "vlm.lang_model.lm_head."
 UNUSED_RELEASED_WEIGHTS = r"^vlm\.vision_encoder\.head\."
 # Distance of Phi-3's `<|end|>` (32007) from the end of the released tokenizer (32012).
 END_TOKEN_OFFSET = 5
