@@ -1,11 +1,16 @@
 """Files of the v1 release: loaded as they are, converted, and written back."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForImageTextToText
+from PIL import Image
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from tests.conversion.released_files import image_settings, write_json, write_tokenizer
 from tests.modeling.golden_cases import GOLDEN, load_case
 from xgen_mm import XGenMMV1Config, XGenMMV1ForConditionalGeneration, XGenMMV1Model
 from xgen_mm.conversion.convert_checkpoint import convert_checkpoint
@@ -88,3 +93,30 @@ def test_converted_checkpoint_equals_direct_loading_and_converts_back(tmp_path: 
     restore_checkpoint(tmp_path / "ours", tmp_path / "back")
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "back" / name).read_bytes() == (CHECKPOINT / name).read_bytes()
+
+
+@pytest.mark.parametrize("is_converted", [False, True])
+def test_directory_answers_about_a_picture(
+    tmp_path: Path, checker_image: Callable[[int, int], Image.Image], is_converted: bool
+) -> None:
+    directory = shutil.copytree(CHECKPOINT, tmp_path / "released")
+    write_tokenizer(directory)
+    # The v1 code has no entry for grids: they are hard-coded.
+    settings = image_settings(None) | {
+        "size": [56, 56],
+        "image_mean": list(OPENAI_CLIP_MEAN),
+        "image_std": list(OPENAI_CLIP_STD),
+    }
+    del settings["grids"]
+    write_json(directory / "preprocessor_config.json", settings)
+    if is_converted:
+        convert_checkpoint(directory, tmp_path / "ours")
+        directory = tmp_path / "ours"
+    processor = AutoProcessor.from_pretrained(directory)
+    assert list(processor.image_processor.image_mean) == OPENAI_CLIP_MEAN
+    model = AutoModelForImageTextToText.from_pretrained(directory)
+    inputs = processor(text="<image>What is this?", images=checker_image(40, 120), return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 4, 3, 56, 56)
+    assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 4 * 8
+    ids = model.generate(**inputs, max_new_tokens=4)
+    assert ids.shape[1] > inputs["input_ids"].shape[1]

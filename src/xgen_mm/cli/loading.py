@@ -11,11 +11,13 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 import xgen_mm
+from xgen_mm.auto import FAMILIES
 from xgen_mm.processing.image_loading import fetch_image
 
 from .console import UserError, log, one_line
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+MODEL_TYPES = tuple(family.model_type for family in FAMILIES)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -70,8 +72,9 @@ def load_config(name: str) -> Any:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the configuration of `{name}`: {one_line(error)}") from error
-    if config.model_type != "xgenmm":
-        raise UserError(f"`{name}` is a `{config.model_type}` model; expected an xGen-MM checkpoint (`xgenmm`).")
+    if config.model_type not in MODEL_TYPES:
+        expected = " or ".join(f"`{model_type}`" for model_type in MODEL_TYPES)
+        raise UserError(f"`{name}` is a `{config.model_type}` model; expected an xGen-MM checkpoint ({expected}).")
     return config
 
 

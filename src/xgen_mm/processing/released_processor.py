@@ -86,7 +86,8 @@ def read_processor_settings(source: str, **kwargs: Any) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(source, **hub_arguments)
     except (OSError, ValueError):
         return {}
-    if config.model_type != "xgenmm":
+    if not hasattr(config, "resampler_config"):
+        # A tokenizer or another kind of model lies there.
         return {}
     return {"num_latents": config.resampler_config.num_latents, "tile_grouping": config.tile_grouping}
 
