@@ -17,7 +17,6 @@ import json
 import math
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -69,7 +68,8 @@ def write_original(directory: Path, *, scale: str) -> dict[str, Any]:
     (directory / "config.json").write_text(json.dumps(config, indent=2))
     generator = torch.Generator().manual_seed(SEED)
     groups = [group for group in split_evenly(original_shapes(config), NUM_FILES) if group]
-    weight_map, num_values = {}, 0
+    weight_map: dict[str, str] = {}
+    num_values = 0
     for number, shapes in enumerate(groups, start=1):
         name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         tensors = {}
@@ -212,8 +212,14 @@ def measure_step(name: str, source: Path, destination: Path) -> None:
     started = time.monotonic()
     details = STEPS[name](source, destination)
     seconds = time.monotonic() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    sys.stdout.write(json.dumps({"seconds": seconds, "peak_bytes": peak, **details}) + "\n")
+    sys.stdout.write(json.dumps({"seconds": seconds, "peak_bytes": peak_memory(), **details}) + "\n")
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes, files mapped into memory included."""
+    # Unlike `getrusage`, this does not begin with the memory of the process that started this one.
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def compare_files(first: Path, second: Path) -> bool:
