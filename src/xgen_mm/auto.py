@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 PUBLIC_HOMES = {
+    "conversion.presets": ("PRESETS", "preset_config"),
     "errors": ("ConversionError", "ImageInputError", "PlaceholderMismatchError", "XGenMMError"),
     "modeling.configuration_xgen_mm": ("XGenMMConfig", "XGenMMResamplerConfig"),
     "modeling.modeling_xgen_mm": ("XGenMMForConditionalGeneration", "XGenMMModel", "XGenMMPreTrainedModel"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.modeling.golden_cases import GOLDEN
 from xgen_mm import XGenMMConfig, XGenMMForConditionalGeneration
 from xgen_mm.cli.description import count_parameters, read_weights
 from xgen_mm.cli.main import main
@@ -78,6 +79,27 @@ def test_info_released_configuration_without_weights_counts_four_billion(
     assert description["images"] == [
         {"image_size": [480, 640], "canvas": [768, 768], "num_tiles": 5, "num_image_tokens": 640}
     ]
+
+
+def test_info_preset_shows_released_counts_without_any_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--preset", "xgen-mm-phi3-mini-instruct-dpo-r-v1.5", "--image-size", "480x640"]) == 0
+    shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert any("without its pooling head (15,238,352 parameters" in line for line in shown)
+    assert [line.split()[1] for line in shown if line.startswith("vision_tower 4")] == [
+        f"{428_225_600 - 15_238_352:,}"
+    ]
+    assert "480x640 768x768 5 640" in shown
+
+
+def test_info_unknown_preset_lists_the_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--preset", "phi4"]) == 2
+    assert "xgen-mm-phi3-medium-r-v1.5" in capsys.readouterr().err
+
+
+def test_info_describes_released_v1_files(capsys: pytest.CaptureFixture[str]) -> None:
+    description = describe(capsys, str(GOLDEN / "v1" / "checkpoint"))
+    assert description["model_type"] == "xgenmm_v1"
+    assert description["tile_size"] == 56
 
 
 def test_info_whole_picture_grouping_costs_the_same_for_any_size(

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from xgen_mm import XGenMMConfig
-from xgen_mm.conversion.presets import PRESETS, RELEASED_4B, RELEASED_14B, preset_config
+from xgen_mm import PRESETS, XGenMMConfig, preset_config
+from xgen_mm.conversion.presets import DFN_4B, RELEASED_4B, RELEASED_14B, RELEASED_V1
 
 POOLING_HEAD = 15_238_352
 UNUSED_ROWS = 52
@@ -22,8 +22,11 @@ def parameters_per_module(config: XGenMMConfig) -> dict[str, int]:
     return dict(counts)
 
 
-def test_preset_of_released_model_has_the_released_parameter_counts() -> None:
-    counts = parameters_per_module(preset_config(RELEASED_4B))
+@pytest.mark.parametrize(
+    "name", [name for name in PRESETS if "phi3-mini" in name and "v1.5" in name and "dfn" not in name]
+)
+def test_preset_of_released_model_has_the_released_parameter_counts(name: str) -> None:
+    counts = parameters_per_module(preset_config(name))
     assert counts["vision_tower"] + POOLING_HEAD == 428_225_600
     assert counts["resampler"] == 109_901_568
     unused = UNUSED_ROWS * 3072 + UNUSED_ROWS * 3072 + UNUSED_ROWS
@@ -40,6 +43,23 @@ def test_preset_of_14b_model_shares_tower_and_resampler_width() -> None:
     phi3_medium = 13_960_238_080
     num_rows = 32_015
     assert counts["language_model"] + counts["lm_head"] == phi3_medium - 2 * (32_064 - num_rows) * 5120 + num_rows
+
+
+def test_preset_of_v1_has_the_released_parameter_counts() -> None:
+    counts = parameters_per_module(preset_config(RELEASED_V1))
+    # The projection of the picture's embedding is never applied.
+    assert counts["vision_tower"] + 1280 * 1024 == 632_682_240
+    assert counts["resampler"] == 135_549_952
+
+
+def test_preset_with_dfn_tower_takes_the_tower_of_v1_and_the_resampler_of_v1_5() -> None:
+    config = preset_config(DFN_4B)
+    counts = parameters_per_module(config)
+    assert counts["vision_tower"] == parameters_per_module(preset_config(RELEASED_V1))["vision_tower"]
+    assert counts["lm_head"] == parameters_per_module(preset_config(RELEASED_4B))["lm_head"]
+    assert config.resampler_config.hidden_size == 1280
+    assert config.cells_per_tile == 27
+    assert config.image_grid_pinpoints[0] == [756, 378]
 
 
 def test_preset_of_released_model_equals_what_the_released_file_says() -> None:

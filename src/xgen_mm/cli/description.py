@@ -1,18 +1,20 @@
 """Facts about a checkpoint, from its configuration and file headers alone. Imports torch and transformers."""
 
+import copy
 import json
 import struct
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import AutoImageProcessor, AutoModelForImageTextToText
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToText
 
 from ..anyres import best_canvas
+from ..modeling.configuration_xgen_mm import TOWERS_WITH_POOLING_HEAD
 from .console import UserError
 from .loading import load_config
 
@@ -26,8 +28,8 @@ class Description:
     """What a checkpoint is.
 
     Attributes:
-        checkpoint: Directory or Hub id.
-        model_type: Always `xgenmm`.
+        checkpoint: Directory, Hub id or name of a preset.
+        model_type: `xgenmm` or `xgenmm_v1`.
         parts: One line of text per module.
         parameters: Parameters per module, shared ones counted once, and their `total`.
         is_lm_head_tied: Whether the output layer shares the embedding table.
@@ -73,6 +75,21 @@ def describe_checkpoint(name: str, *, image_sizes: Sequence[tuple[int, int]]) ->
         UserError: If there is no readable xGen-MM configuration, or a weight file is damaged.
     """
     config = load_config(name)
+    return replace(
+        describe_config(config, name=name, image_sizes=()),
+        weights=read_weights(name),
+        images=_count_image_tokens(_load_image_processor(name, config), config, image_sizes),
+    )
+
+
+def describe_config(config: Any, *, name: str, image_sizes: Sequence[tuple[int, int]]) -> Description:
+    """Facts that follow from a configuration alone.
+
+    Args:
+        config: Configuration of the model.
+        name: What to call it.
+        image_sizes: `(height, width)` of pictures whose cost is wanted, tiled as the configuration says.
+    """
     parameters, is_tied = count_parameters(config)
     return Description(
         checkpoint=name,
@@ -80,7 +97,7 @@ def describe_checkpoint(name: str, *, image_sizes: Sequence[tuple[int, int]]) ->
         parts=_describe_parts(config),
         parameters=parameters,
         is_lm_head_tied=is_tied,
-        weights=read_weights(name),
+        weights=None,
         tile_size=config.tile_size,
         patch_size=config.vision_config.patch_size,
         canvases=[list(canvas) for canvas in config.image_grid_pinpoints],
@@ -88,7 +105,7 @@ def describe_checkpoint(name: str, *, image_sizes: Sequence[tuple[int, int]]) ->
         tile_grouping=config.tile_grouping,
         context_length=config.text_config.max_position_embeddings,
         vocab_size=config.text_config.vocab_size,
-        images=_count_image_tokens(name, config, image_sizes),
+        images=_count_image_tokens(_default_image_processor(config), config, image_sizes),
     )
 
 
@@ -157,7 +174,7 @@ def _describe_parts(config: Any) -> dict[str, str]:
     return {
         "vision_tower": (
             f"{vision.model_type}: {vision.num_hidden_layers} layers, width {vision.hidden_size}, "
-            f"{vision.num_attention_heads} heads, patches of {vision.patch_size} pixels"
+            f"{vision.num_attention_heads} heads, patches of {vision.patch_size} pixels" + _describe_unbuilt(vision)
         ),
         "resampler": (
             f"{resampler.num_hidden_layers} layers, width {resampler.hidden_size}, "
@@ -171,8 +188,18 @@ def _describe_parts(config: Any) -> dict[str, str]:
     }
 
 
-def _count_image_tokens(name: str, config: Any, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-    processor = _load_image_processor(name, config)
+def _describe_unbuilt(vision: Any) -> str:
+    """What released files hold of a tower and our model leaves out."""
+    if vision.model_type not in TOWERS_WITH_POOLING_HEAD or getattr(vision, "vision_use_head", True):
+        return ""
+    whole = copy.deepcopy(vision)
+    whole.vision_use_head = True
+    with torch.device("meta"):
+        with_head, without_head = (AutoModel.from_config(config).num_parameters() for config in (whole, vision))
+    return f", without its pooling head ({with_head - without_head:,} parameters, never called)"
+
+
+def _count_image_tokens(processor: Any, config: Any, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
     rows = []
     for height, width in image_sizes:
         num_tiles = processor.get_number_of_image_patches(height, width)
@@ -194,10 +221,14 @@ def _load_image_processor(name: str, config: Any) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError):
-        from ..processing.image_processing_pil_xgen_mm import XGenMMImageProcessorPil
+        return _default_image_processor(config)
 
-        size = {"height": config.tile_size, "width": config.tile_size}
-        return XGenMMImageProcessorPil(size=size, image_grid_pinpoints=config.image_grid_pinpoints)
+
+def _default_image_processor(config: Any) -> Any:
+    from ..processing.image_processing_pil_xgen_mm import XGenMMImageProcessorPil
+
+    size = {"height": config.tile_size, "width": config.tile_size}
+    return XGenMMImageProcessorPil(size=size, image_grid_pinpoints=config.image_grid_pinpoints)
 
 
 def _product(shape: Sequence[int]) -> int:

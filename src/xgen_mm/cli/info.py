@@ -1,14 +1,14 @@
 """Describe a checkpoint.
 
 Shows the parts of the model, its parameters per module, and how many tokens a picture of a given size costs. Only the
-configuration is read, so it works without the weights.
+configuration is read, so it works without the weights; with --preset, without any file.
 """
 
 import argparse
 import re
 from typing import TYPE_CHECKING, Any
 
-from .console import print_json, print_text
+from .console import UserError, print_json, print_text
 
 if TYPE_CHECKING:
     from .description import Description
@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint directory or Hub id (default: the small packaged model)",
     )
     parser.add_argument(
+        "--preset", metavar="NAME", help="a published model by name instead of MODEL; a wrong name lists them"
+    )
+    parser.add_argument(
         "--image-size",
         metavar="HxW",
         dest="image_sizes",
@@ -40,10 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the description."""
-    from .description import describe_checkpoint
+    from ..conversion.presets import preset_config
+    from .description import describe_checkpoint, describe_config
     from .loading import resolve_checkpoint
 
-    description = describe_checkpoint(resolve_checkpoint(args.model), image_sizes=args.image_sizes or TYPICAL_SIZES)
+    if args.preset is not None and args.model is not None:
+        raise UserError("give either MODEL or --preset, not both")
+    image_sizes = args.image_sizes or TYPICAL_SIZES
+    if args.preset is not None:
+        description = describe_config(preset_config(args.preset), name=args.preset, image_sizes=image_sizes)
+    else:
+        description = describe_checkpoint(resolve_checkpoint(args.model), image_sizes=image_sizes)
     if args.json:
         print_json(description.to_dict())
     else:

@@ -10,7 +10,7 @@ import torch
 from transformers.models.auto import AutoModel, AutoModelForImageTextToText
 
 from ..errors import ConversionError
-from ..modeling.configuration_xgen_mm import XGenMMConfig
+from ..modeling.configuration_xgen_mm import TOWERS_WITH_POOLING_HEAD, XGenMMConfig
 from .key_rules import KeyRules, RowCopy
 from .streaming import OutputTensor, Piece
 from .tensor_files import StoredTensor
@@ -166,7 +166,7 @@ def build_inventory(config: XGenMMConfig, rules: KeyRules) -> Inventory:
 
 def _dropped(config: XGenMMConfig, rules: KeyRules) -> dict[str, Shape | None]:
     dropped: dict[str, Shape | None] = {rule.released: None for rule in rules.drops if not rule.released.endswith(".")}
-    if hasattr(config.vision_config, "vision_use_head"):
+    if config.vision_config.model_type in TOWERS_WITH_POOLING_HEAD:
         tower_config: Any = copy.deepcopy(config.vision_config)
         tower_config.vision_use_head = True
         with torch.device("meta"):

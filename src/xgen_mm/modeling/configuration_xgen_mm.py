@@ -11,6 +11,9 @@ from .released_config import RELEASED_KEYS, SIGLIP_SO400M, translate_released_co
 
 # Canvases of the released checkpoints in tiles, (rows, cols); the order breaks ties. There is no 1 x 1.
 RELEASED_GRIDS = ((2, 1), (1, 2), (2, 2), (1, 3), (3, 1))
+# Vision towers with a pooling head on top. Our models never call it, so `vision_use_head = False` leaves it unbuilt.
+# (Old versions of transformers read that setting but do not declare it.)
+TOWERS_WITH_POOLING_HEAD = ("siglip_vision_model", "siglip2_vision_model")
 
 
 @strict
@@ -185,7 +188,6 @@ def build_sub_config(config: dict | PreTrainedConfig | None, defaults: dict[str,
     # Defaults describe one architecture; a dict that names another one starts from that one's own defaults.
     fields = dict(config or defaults)
     fields.setdefault("model_type", defaults["model_type"])
-    if fields["model_type"] == "siglip_vision_model":
-        # The pooling head is never called, so it is neither built nor run.
+    if fields["model_type"] in TOWERS_WITH_POOLING_HEAD:
         fields.setdefault("vision_use_head", False)
     return CONFIG_MAPPING[fields["model_type"]](**fields)

@@ -11,6 +11,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
+from .configuration_xgen_mm import TOWERS_WITH_POOLING_HEAD
+
 PartSource: TypeAlias = str | os.PathLike[str] | PreTrainedModel
 
 # What some language models do to their logits after the output layer; our model has the output layer alone.
@@ -44,8 +46,7 @@ def read_vision_config(source: PartSource) -> PreTrainedConfig:
         raise ValueError(f"{name} is not one that `AutoModel` can build. Take a CLIP, SigLIP or similar checkpoint.")
     _check_vision_config(config, name)
     config = _without_bookkeeping(config)
-    if hasattr(config, "vision_use_head"):
-        # The pooling head is never called, so it is neither built nor run.
+    if config.model_type in TOWERS_WITH_POOLING_HEAD:
         config.vision_use_head = False
     return config
 
@@ -113,7 +114,7 @@ def load_vision_tower(source: PartSource, *, dtype: str | torch.dtype = "auto") 
     prefix, tower = found
     inside = f"{prefix}." if prefix else ""
     missing = {key for key in missing if key.startswith(inside)}
-    if hasattr(tower.config, "vision_use_head"):
+    if tower.config.model_type in TOWERS_WITH_POOLING_HEAD:
         # SigLIP's pooling head may be missing: it is left out anyway.
         missing = {key for key in missing if not key.startswith(f"{inside}head.")}
     _check_weights(tower, missing, name)
