@@ -169,6 +169,24 @@ def test_released_files_with_a_weight_of_another_shape_are_refused(instruct_file
         AutoModelForImageTextToText.from_pretrained(tmp_path)
 
 
+def test_directory_whose_index_points_outside_is_not_read(instruct_files: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(instruct_files, tmp_path / "checkpoint")
+    shard = "model-00003-of-00003.safetensors"
+    shutil.move(directory / shard, tmp_path / "outside.safetensors")
+    index = directory / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace(shard, "../outside.safetensors"))
+    with pytest.raises(ConversionError, match=r"points outside its directory: \.\./outside\.safetensors"):
+        AutoModelForImageTextToText.from_pretrained(directory)
+
+
+def test_truncated_shard_is_named(instruct_files: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(instruct_files, tmp_path / "checkpoint")
+    shard = directory / "model-00002-of-00003.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(ConversionError, match=r"model-00002-of-00003\.safetensors is truncated"):
+        AutoModelForImageTextToText.from_pretrained(directory)
+
+
 def test_join_of_token_rows_refuses_a_table_that_is_too_short(instruct_files: Path) -> None:
     config = AutoConfig.from_pretrained(instruct_files)
     tables = {"table": torch.zeros(5, 4), "added": torch.zeros(3, 4)}

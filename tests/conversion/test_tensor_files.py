@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from xgen_mm.conversion.tensor_files import list_directory, read_header, weight_files
+from xgen_mm.conversion.tensor_files import list_directory, read_header
 from xgen_mm.errors import ConversionError
+from xgen_mm.weight_files import weight_files
 
 INDEX = "model.safetensors.index.json"
 

@@ -6,12 +6,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.modeling.golden_cases import GOLDEN
-from xgen_mm.conversion.convert_checkpoint import convert_checkpoint
+from xgen_mm.conversion.convert_checkpoint import ConversionOptions, convert_checkpoint
 from xgen_mm.conversion.verify_checkpoint import (
     STAGES,
+    WEIGHTS,
     StageResult,
     check_files,
     compare_checkpoints,
+    compare_weights,
     compare_with_recordings,
     format_results,
 )
@@ -57,6 +59,39 @@ def test_changed_weight_shows_from_its_stage_on(
     position = STAGES.index(first_stage)
     assert all(passed[stage] for stage in STAGES[:position])
     assert not any(passed[stage] for stage in STAGES[position:4])
+
+
+def test_stored_weights_of_both_layouts_are_the_same_bit_by_bit(instruct_files: Path, converted_files: Path) -> None:
+    result = compare_weights(instruct_files, converted_files, tolerance=0.0)
+    assert result is not None
+    assert (result.stage, result.difference, result.has_passed) == (WEIGHTS, 0.0, True)
+    assert result.num_values > 100_000
+
+
+def test_flipped_bit_is_reported_with_tensor_and_file(instruct_files: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(instruct_files, tmp_path / "damaged")
+    shard = damaged / "model-00002-of-00003.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 0x40
+    shard.write_bytes(content)
+    result = compare_weights(instruct_files, damaged, tolerance=1e-4)
+    assert result is not None
+    assert not result.has_passed
+    assert "1 changed" in result.stage
+    assert "model.resampler." in result.stage
+    assert shard.name in result.stage
+
+
+def test_stored_weights_that_are_not_numbers_never_pass(instruct_files: Path, tmp_path: Path) -> None:
+    changed = changed_copy(instruct_files, tmp_path / "changed", **{"lm_head.bias": float("nan")})
+    result = compare_weights(instruct_files, changed, tolerance=1e9)
+    assert result is not None
+    assert not result.has_passed
+
+
+def test_stored_weights_of_other_types_are_left_to_the_stages(instruct_files: Path, tmp_path: Path) -> None:
+    convert_checkpoint(instruct_files, tmp_path / "half", options=ConversionOptions(dtype="BF16"))
+    assert compare_weights(instruct_files, tmp_path / "half") is None
 
 
 def test_weight_that_is_not_a_number_never_passes(instruct_files: Path, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Check that a checkpoint gives the numbers it should.
 
-With A and B, the same picture and text go through both checkpoints, whatever their layouts, and every stage is
-compared. With --golden, A is compared with numbers recorded from the original code. With A alone, only its files are
-compared with the checksums that `convert` wrote. Exit status 1 means that something differs.
+With A and B, whatever their layouts, stored weights are compared bit by bit; then the same picture and text go through
+both, and every stage is compared. With --golden, A is compared with numbers recorded from the original code. With A
+alone, only its files are compared with the checksums that `convert` wrote, or with the hashes noted when they were
+downloaded. Exit status 1 means that something differs.
 """
 
 import argparse
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from ..conversion.verify_checkpoint import (
         check_files,
         compare_checkpoints,
+        compare_weights,
         compare_with_recordings,
         format_results,
     )
@@ -41,13 +43,17 @@ def run(args: argparse.Namespace) -> int:
         if path is not None and not path.is_dir():
             raise UserError(f"{path} is not a directory")
     checked = [check_files(path) for path in (args.first, args.second) if path is not None]
+    if args.second is not None:
+        checked.append(compare_weights(args.first, args.second, tolerance=args.atol))
     results = [result for result in checked if result is not None]
     if args.second is not None:
         results += compare_checkpoints(args.first, args.second, tolerance=args.atol)
     elif args.golden is not None:
         results += compare_with_recordings(args.first, args.golden, tolerance=args.atol)
     elif not results:
-        raise UserError(f"{args.first} has no checksums to check; name a second checkpoint, or --golden DIR")
+        raise UserError(
+            f"{args.first} has no checksums and no record of a download; name a second checkpoint, or --golden DIR"
+        )
     if args.json:
         print_json([result.to_dict() for result in results])
     else:

@@ -18,13 +18,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from ..modeling.configuration_xgen_mm import XGenMMConfig
 from ..modeling.released_config import complete_generation_config
+from ..weight_files import SINGLE_NAME
 from .inventory import Inventory, build_inventory
 from .original_record import EXTRAS_NAME, FOLDER, describe_original, save_record
 from .processor_files import write_processor
 from .source_checkpoint import SourceCheckpoint, add_vision_tower, open_source, read_config
 from .staging import StagingDirectory, check_destination
 from .streaming import OutputFile, OutputTensor, Report, write_safetensors
-from .tensor_files import DTYPES, SINGLE_NAME, StoredTensor
+from .tensor_files import DTYPES, StoredTensor
 from .weight_index import write_index
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConversionError
+from ..weight_files import read_json, weight_files
 from .source_checkpoint import SourceCheckpoint
-from .tensor_files import StoredTensor, read_header, read_json, weight_files
+from .tensor_files import StoredTensor, read_header
 
 FOLDER = "original"
 RECORD_NAME = "layout.json"

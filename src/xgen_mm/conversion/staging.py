@@ -5,14 +5,14 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ..errors import ConversionError
+from ..weight_files import read_json
 from .streaming import OutputFile, file_checksum
-from .tensor_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +79,9 @@ class StagingDirectory:
         """
         waiting = [output for output in files if output.name not in self.checksums]
         with ThreadPoolExecutor(max_workers=NUM_WORKERS) as pool:
-            for output, digest in zip(waiting, pool.map(write_file, waiting), strict=True):
-                self.checksums[output.name] = digest
+            names = {pool.submit(write_file, output): output.name for output in waiting}
+            for written in as_completed(names):
+                self.checksums[names[written]] = written.result()
                 self._save_progress()
 
     def finish(self, *, with_checksums: bool = True) -> None:

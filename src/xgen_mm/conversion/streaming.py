@@ -8,7 +8,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 from ..errors import ConversionError
+from ..weight_files import LENGTH_BYTES
 from .pickle_files import list_pickle, seal, write_skeleton
-from .tensor_files import DTYPES, LENGTH_BYTES, StoredTensor
+from .tensor_files import DTYPES, StoredTensor
 
 # Small enough to stay in a core's cache between reading, checksum and writing.
 BUFFER_BYTES = 2**20
@@ -161,6 +162,34 @@ def file_checksum(path: Path, *, report: Report = lambda _: None) -> str:
             checksum = zlib.crc32(buffer[:count], checksum)
             report(count)
     return f"{checksum:08x}"
+
+
+def tensor_checksums(tensors: Iterable[OutputTensor], *, report: Report = lambda _: None) -> dict[str, int]:
+    """CRC-32 of the values of each tensor as they would be written, by name.
+
+    Args:
+        tensors: What to read.
+        report: Called with the number of bytes after each buffer.
+    """
+    checksums = {}
+    with _Sources() as sources:
+        for tensor in tensors:
+            checksum = 0
+            for values in _values(tensor, sources):
+                checksum = zlib.crc32(values, checksum)
+                report(len(values))
+            checksums[tensor.name] = checksum
+    return checksums
+
+
+def read_values(tensor: OutputTensor) -> torch.Tensor:
+    """Values of one tensor as they would be written."""
+    with _Sources() as sources:
+        values = bytearray(b"".join(bytes(chunk) for chunk in _values(tensor, sources)))
+    dtype = DTYPES[tensor.dtype]
+    return (
+        torch.frombuffer(values, dtype=dtype).view(tensor.shape) if values else torch.empty(tensor.shape, dtype=dtype)
+    )
 
 
 class _Sources:

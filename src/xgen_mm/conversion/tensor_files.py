@@ -4,22 +4,16 @@ Only headers are read here. A header that does not describe its file exactly, an
 directory and a name that occurs twice are errors that name the file.
 """
 
-import json
 import math
-import struct
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import ConversionError
+from ..weight_files import INDEX_NAME, damaged_header, read_index, read_raw_header, weight_files
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
-LENGTH_BYTES = 8
-# The format's own limit.
-MAX_HEADER_BYTES = 100_000_000
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -86,25 +80,12 @@ def read_header(path: Path) -> SafetensorsHeader:
     Raises:
         ConversionError: If the file is truncated, damaged or holds a type that is not supported.
     """
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        prefix = stream.read(LENGTH_BYTES)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == LENGTH_BYTES else MAX_HEADER_BYTES + 1
-        if length > min(MAX_HEADER_BYTES, size - LENGTH_BYTES):
-            raise ConversionError(f"{path} is not a whole safetensors file ({size} bytes). Download or copy it again.")
-        raw = stream.read(length)
+    header = read_raw_header(path)
     try:
-        text = raw.decode("utf-8")
-        entries = json.loads(text)
-        entries.pop("__metadata__", None)
-        start = LENGTH_BYTES + length
-        tensors = {name: _stored_tensor(path, entry, start) for name, entry in entries.items()}
+        tensors = {name: _stored_tensor(path, entry, header.start) for name, entry in header.entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConversionError(
-            f"{path} has a damaged safetensors header ({error}). Download or copy it again."
-        ) from error
-    _check_coverage(path, tensors, start=start, size=size)
-    return SafetensorsHeader(text=text, tensors=tensors)
+        raise damaged_header(path, error) from error
+    return SafetensorsHeader(text=header.text, tensors=tensors)
 
 
 def list_directory(directory: Path) -> dict[str, StoredTensor]:
@@ -126,7 +107,7 @@ def list_directory(directory: Path) -> dict[str, StoredTensor]:
             if name in tensors:
                 raise ConversionError(f"`{name}` is in {homes[name]} and in {file_name}; a tensor may be stored once.")
             tensors[name], homes[name] = tensor, file_name
-    index = _read_index(directory)
+    index = read_index(directory)
     if index is not None:
         wrong = sorted({*index.items()} ^ {*homes.items()})
         if wrong:
@@ -135,59 +116,6 @@ def list_directory(directory: Path) -> dict[str, StoredTensor]:
                 f"{directory / INDEX_NAME} and the files it lists disagree about {', '.join(names)}."
             )
     return tensors
-
-
-def weight_files(directory: Path) -> list[str]:
-    """Names of the weight files of a checkpoint directory, in order.
-
-    Raises:
-        ConversionError: If there are none, or the index names something that is not a file right there.
-    """
-    index = _read_index(directory)
-    if index is None:
-        if (directory / SINGLE_NAME).is_file():
-            return [SINGLE_NAME]
-        raise ConversionError(f"{directory} has neither {INDEX_NAME} nor {SINGLE_NAME}; give a checkpoint directory.")
-    names = sorted(set(index.values()))
-    unsafe = [name for name in names if not _is_plain_name(name)]
-    if unsafe:
-        raise ConversionError(
-            f"{directory / INDEX_NAME} points outside its directory: {', '.join(unsafe)}. Nothing was read; do not "
-            "use it."
-        )
-    missing = [name for name in names if not (directory / name).is_file()]
-    if missing:
-        raise ConversionError(f"{directory} lacks {', '.join(missing)}, which {INDEX_NAME} lists. Download them.")
-    return names
-
-
-def read_json(path: Path) -> Any:
-    """Content of a JSON file.
-
-    Raises:
-        ConversionError: If it is not valid JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConversionError(f"{path} is not valid JSON: {error}.") from error
-
-
-def _read_index(directory: Path) -> dict[str, str] | None:
-    path = directory / INDEX_NAME
-    if not path.is_file():
-        return None
-    content = read_json(path)
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise ConversionError(f"{path} has no `weight_map` of tensor names to file names.")
-    return weight_map
-
-
-def _is_plain_name(name: str) -> bool:
-    # Both path styles are judged whatever the system, so that a checkpoint is safe or unsafe everywhere.
-    styles = (PurePosixPath(name), PureWindowsPath(name))
-    return name not in ("", ".", "..") and all(style.name == name and not style.drive for style in styles)
 
 
 def _stored_tensor(path: Path, entry: dict[str, Any], start: int) -> StoredTensor:
@@ -202,14 +130,3 @@ def _stored_tensor(path: Path, entry: dict[str, Any], start: int) -> StoredTenso
     if tensor.num_bytes != end - begin:
         raise ValueError(f"shape {shape} of {dtype} does not fill {end - begin} bytes")
     return tensor
-
-
-def _check_coverage(path: Path, tensors: dict[str, StoredTensor], *, start: int, size: int) -> None:
-    position = start
-    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.num_bytes)):
-        if tensor.offset != position:
-            raise ConversionError(f"{path} has a damaged safetensors header (gap or overlap at byte {position}).")
-        position += tensor.num_bytes
-    if position != size:
-        state = "truncated" if size < position else "longer than its header says"
-        raise ConversionError(f"{path} is {state}: {size} bytes, expected {position}. Download or copy it again.")

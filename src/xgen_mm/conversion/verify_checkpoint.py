@@ -6,6 +6,7 @@ their places, the scores of the next token, and the text that greedy search writ
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,18 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from ..errors import ConversionError
+from ..weight_files import INDEX_NAME, SINGLE_NAME
+from .download_record import changed_downloads
+from .inventory import build_inventory
+from .key_rules import OUR_MARK
 from .recorded_cases import RecordedCase, read_case
+from .source_checkpoint import open_source, read_config
 from .staging import damaged_files
+from .streaming import OutputTensor, Piece, read_values, tensor_checksums
+from .tensor_files import list_directory
 
 TOWER, RESAMPLER, EMBEDDINGS, LOGITS, TEXT = "vision tower", "resampler", "merged embeddings", "logits", "greedy text"
+WEIGHTS = "stored weights"
 STAGES = (TOWER, RESAMPLER, EMBEDDINGS, LOGITS, TEXT)
 DEFAULT_TOLERANCE = 1e-4
 NUM_PROBE_WORDS = 12
@@ -247,9 +256,67 @@ def compare_stages(
     return results
 
 
+def compare_weights(first: Path, second: Path, *, tolerance: float = DEFAULT_TOLERANCE) -> StageResult | None:
+    """Compare the stored values of two checkpoint directories tensor by tensor, whatever their layouts.
+
+    Args:
+        first: Checkpoint directory.
+        second: Another one.
+        tolerance: Largest absolute difference that passes.
+
+    Returns:
+        The largest difference; the stage's name tells how many tensors are not the same bit by bit, the first of
+        them, and its files. `None` if the values are not stored as safetensors, or differ in type or shape.
+
+    Raises:
+        ConversionError: If files are damaged or do not fit their layout.
+    """
+    if not all(any((path / name).is_file() for name in (INDEX_NAME, SINGLE_NAME)) for path in (first, second)):
+        return None
+    ours, theirs = (_stored_tensors(path) for path in (first, second))
+    if ours.keys() != theirs.keys() or any(
+        (tensor.dtype, tensor.shape) != (theirs[name].dtype, theirs[name].shape) for name, tensor in ours.items()
+    ):
+        return None
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        one, other = pool.map(tensor_checksums, (ours.values(), theirs.values()))
+    changed = [name for name in one if one[name] != other[name]]
+    stage, difference = WEIGHTS, 0.0
+    if changed:
+        files = (tensors[changed[0]].pieces[0].tensor.file.name for tensors in (ours, theirs))
+        stage += f" ({len(changed)} changed; the first is {changed[0]} in {' and '.join(files)})"
+        distances = [(read_values(ours[name]).double() - read_values(theirs[name])).abs().max() for name in changed]
+        # Unlike Python's `max`, this one does not lose a NaN.
+        difference = torch.stack(distances).max().item()
+    num_values = sum(math.prod(tensor.shape) for tensor in ours.values())
+    return StageResult(stage=stage, difference=difference, tolerance=tolerance, num_values=num_values)
+
+
+def _stored_tensors(directory: Path) -> dict[str, OutputTensor]:
+    """Tensors of a checkpoint in our layout, or put together from a released one."""
+    stored = list_directory(directory)
+    if OUR_MARK in stored:
+        return {
+            name: OutputTensor(name, tensor.dtype, tensor.shape, (Piece(tensor, 0, tensor.num_rows),))
+            for name, tensor in stored.items()
+        }
+    source = open_source(directory)
+    inventory = build_inventory(read_config(source, None), source.rules)
+    inventory.check(source.tensors, prefix=source.prefix)
+    return {tensor.name: tensor for tensor in inventory.our_tensors(source.tensors, dtype=None)}
+
+
 def check_files(directory: Path) -> StageResult | None:
-    """Compare the files of a converted checkpoint with their checksums; `None` if it has none."""
-    damaged = damaged_files(directory) if directory.is_dir() else None
+    """Compare files with the checksums that `convert` wrote, or a download with the hashes noted then.
+
+    Returns:
+        How many files differ, with their names; `None` if there is nothing to compare them with.
+    """
+    if not directory.is_dir():
+        return None
+    damaged = damaged_files(directory)
+    if damaged is None:
+        damaged = changed_downloads(directory)
     if damaged is None:
         return None
     name = f"files of {directory}" + (f" ({', '.join(damaged)})" if damaged else "")

@@ -5,8 +5,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..weight_files import INDEX_NAME
 from .streaming import OutputFile
-from .tensor_files import INDEX_NAME
 
 
 def write_index(files: Sequence[OutputFile], directory: Path) -> None:

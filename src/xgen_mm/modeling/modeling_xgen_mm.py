@@ -3,7 +3,9 @@
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from transformers.utils import TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from ..errors import ConversionError, PlaceholderMismatchError
+from ..weight_files import check_weight_files
 from .configuration_xgen_mm import RELEASED_GRIDS, XGenMMConfig
 from .released_config import (
     RELEASED_HEAD,
@@ -104,9 +107,11 @@ class XGenMMPreTrainedModel(PreTrainedModel):
         answers at Phi-3's `<|end|>`.
 
         Raises:
-            ConversionError: If released files lack weights of this architecture or hold others. (For a checkpoint in
-                our layout, the host only warns about either.)
+            ConversionError: If released files lack weights of this architecture or hold others (for a checkpoint in
+                our layout, the host only warns about either); if the files of a directory are damaged, or its index
+                points outside it.
         """
+        _check_directory(*args[:1], **kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if was_read_from_released_layout(model._weight_conversions or ()):
@@ -304,9 +309,9 @@ class XGenMMModel(XGenMMPreTrainedModel):
     def _encode_tiles(self, tiles: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutputWithPooling:
         """Tower features of all tiles, in as few calls as memory allows."""
         tiles = tiles.to(self.vision_tower.dtype)
-        outputs = [
-            self.vision_tower(chunk, return_dict=True, **kwargs) for chunk in tiles.split(self._call_size(tiles))
-        ]
+        chunks = tiles.split(self._call_size(tiles))
+        with self._tower_graph(tiles):
+            outputs = [self.vision_tower(chunk, return_dict=True, **kwargs) for chunk in chunks]
         cells = self.config.cells_per_tile**2
         return BaseModelOutputWithPooling(
             # Towers with a class token put it first; only the cells of the tile are wanted.
@@ -314,6 +319,15 @@ class XGenMMModel(XGenMMPreTrainedModel):
             hidden_states=_cat_layers([output.hidden_states for output in outputs]),
             attentions=_cat_layers([output.attentions for output in outputs]),
         )
+
+    def _tower_graph(self, tiles: torch.Tensor) -> AbstractContextManager[None]:
+        """Leave the tower out of the autograd graph where nothing in it is trained.
+
+        The host's activation checkpointing marks the tower's patch embeddings as differentiable, which alone would
+        keep the graph of a frozen tower and send a backward pass through it.
+        """
+        is_needed = tiles.requires_grad or any(weight.requires_grad for weight in self.vision_tower.parameters())
+        return nullcontext() if is_needed or not torch.is_grad_enabled() else torch.no_grad()
 
     def _resample(
         self, features: torch.Tensor, layout: TileLayout, **kwargs: Unpack[TransformersKwargs]
@@ -342,6 +356,7 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: XGenMMConfig) -> None:
         """Build the model and its output layer (`lm_head_bias` says whether that has a bias)."""
@@ -481,6 +496,21 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
         )
+
+
+def _check_directory(
+    pretrained_model_name_or_path: Any = None,
+    *,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+    gguf_file: str | None = None,
+    **_: Any,
+) -> None:
+    """Check the files that `from_pretrained` is about to read from a directory; the Hub's own are checked there."""
+    is_directory = pretrained_model_name_or_path is not None and os.path.isdir(pretrained_model_name_or_path)
+    if is_directory and use_safetensors is not False and gguf_file is None:
+        check_weight_files(Path(pretrained_model_name_or_path, subfolder or ""), variant=variant)
 
 
 def _check_tiles(pixel_values: torch.Tensor, num_tiles: list[int]) -> None:
