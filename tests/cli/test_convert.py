@@ -2,7 +2,9 @@
 
 import argparse
 import json
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForImageTextToText
@@ -21,6 +23,39 @@ def test_convert_and_back_restores_the_file(tmp_path: Path, capsys: pytest.Captu
     assert main(["convert", "--reverse", str(tmp_path / "ours"), str(tmp_path / "back")]) == 0
     name = "model.safetensors"
     assert (tmp_path / "back" / name).read_bytes() == (RELEASED / name).read_bytes()
+
+
+def test_convert_hub_id_fetches_weights_and_settings_but_no_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def snapshot(repository: str, *, allow_patterns: tuple[str, ...]) -> str:
+        asked.update(repository=repository, patterns=allow_patterns)
+        return str(RELEASED)
+
+    monkeypatch.setattr("xgen_mm.cli.loading.snapshot_download", snapshot)
+    assert main(["convert", "someone/some-model", str(tmp_path / "ours")]) == 0
+    assert (tmp_path / "ours" / "model.safetensors").is_file()
+    assert asked["repository"] == "someone/some-model"
+    names = ("model-00001-of-00004.safetensors", "config.json", "modeling_xgenmm.py", "pytorch_model.bin")
+    assert [any(fnmatch(name, pattern) for pattern in asked["patterns"]) for name in names] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_convert_hub_id_that_cannot_be_fetched_fails_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def snapshot(*_: object, **__: object) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr("xgen_mm.cli.loading.snapshot_download", snapshot)
+    assert main(["convert", "someone/some-model", str(tmp_path / "ours")]) == 2
+    assert "`someone/some-model` is not here and cannot be fetched from the Hub: no network" in capsys.readouterr().err
 
 
 def test_convert_json_describes_what_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,7 +77,7 @@ def test_convert_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param(["nowhere", "out"], "nowhere does not exist; a released model is fetched with", id="no-source"),
+        pytest.param(["nowhere", "out"], "`nowhere` does not exist; give a checkpoint directory", id="no-source"),
         pytest.param([str(GOLDEN), "out"], "neither model.safetensors.index.json nor", id="no-weights"),
         pytest.param(["--reverse", str(RELEASED), "out"], "keeps no record of its original", id="not-converted"),
         pytest.param([str(RELEASED), str(RELEASED)], "exists and is not empty", id="taken"),

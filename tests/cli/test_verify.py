@@ -68,7 +68,7 @@ def test_verify_one_checkpoint_checks_its_files(
     ("arguments", "message"),
     [
         pytest.param([str(RELEASED)], "no record of a download", id="nothing-to-check"),
-        pytest.param(["nowhere", str(RELEASED)], "nowhere is not a directory", id="no-directory"),
+        pytest.param(["nowhere", str(RELEASED)], "`nowhere` does not exist", id="no-directory"),
         pytest.param([str(RELEASED), str(RELEASED), "--golden", str(GOLDEN)], "not both", id="two-comparisons"),
     ],
 )

@@ -1,8 +1,8 @@
 """Convert a released checkpoint into this package's layout, or back.
 
-SRC is a directory with the files of an xGen-MM release, or a .pt file of its training code; with --reverse, a
-converted checkpoint. Weights are copied file by file, so memory stays small whatever the model's size. DST appears
-when everything is written; an interrupted run continues when the same command is given again.
+SRC is a directory with the files of an xGen-MM release, its Hub id, or a .pt file of its training code; with
+--reverse, a converted checkpoint. Weights are copied file by file, so memory stays small whatever the model's size.
+DST appears when everything is written; an interrupted run continues when the same command is given again.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .console import UserError, print_json, print_text
+from .console import print_json, print_text
 
 if TYPE_CHECKING:
     from ..conversion.convert_checkpoint import ConversionReport
@@ -23,7 +23,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `convert`."""
-    parser.add_argument("source", metavar="SRC", type=Path, help="checkpoint to read")
+    parser.add_argument("source", metavar="SRC", help="checkpoint to read: directory, Hub id or .pt file")
     parser.add_argument("destination", metavar="DST", type=Path, help="directory to create")
     parser.add_argument("--reverse", action="store_true", help="write the original layout back")
     parser.add_argument(
@@ -31,11 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--vision-tower",
-        metavar="PATH",
-        type=Path,
+        metavar="PATH|ID",
         help="checkpoint that holds the vision tower, for a .pt file without it",
     )
-    parser.add_argument("--tokenizer", metavar="DIR", type=Path, help="tokenizer, if SRC has none")
+    parser.add_argument("--tokenizer", metavar="DIR|ID", help="tokenizer, if SRC has none")
     parser.add_argument(
         "--original",
         metavar="DIR",
@@ -63,25 +62,25 @@ def run(args: argparse.Namespace) -> int:
     """Convert and tell what was written."""
     from ..conversion.convert_checkpoint import ConversionOptions, convert_checkpoint, parse_dtype
     from ..conversion.restore_checkpoint import restore_checkpoint
+    from .loading import fetch_checkpoint
 
-    if not args.source.exists():
-        raise UserError(f"{args.source} does not exist; a released model is fetched with `hf download OWNER/NAME`")
+    source = fetch_checkpoint(args.source)
     if args.reverse:
         report = restore_checkpoint(
-            args.source, args.destination, original=args.original, dry_run=args.dry_run, show_progress=not args.json
+            source, args.destination, original=args.original, dry_run=args.dry_run, show_progress=not args.json
         )
     else:
         options = ConversionOptions(
             config=args.config,
-            vision_tower=args.vision_tower,
-            tokenizer=args.tokenizer,
+            vision_tower=None if args.vision_tower is None else fetch_checkpoint(args.vision_tower),
+            tokenizer=None if args.tokenizer is None else fetch_checkpoint(args.tokenizer),
             dtype=None if args.dtype is None else parse_dtype(args.dtype),
             max_shard_bytes=args.max_shard_size,
             keep_original=not args.discard_original,
             dry_run=args.dry_run,
             show_progress=not args.json,
         )
-        report = convert_checkpoint(args.source, args.destination, options=options)
+        report = convert_checkpoint(source, args.destination, options=options)
     if args.json:
         print_json(report.to_dict() | {"dry_run": args.dry_run})
     else:

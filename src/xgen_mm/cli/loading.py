@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
@@ -18,6 +19,7 @@ from .console import UserError, log, one_line
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MODEL_TYPES = tuple(family.model_type for family in FAMILIES)
+FETCHED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -57,6 +59,29 @@ def resolve_checkpoint(name: str | None) -> str:
     if _HUB_ID.fullmatch(name) and not path.exists():
         return name
     raise UserError(f"`{name}` is no directory; give the directory of a checkpoint or a Hub id `owner/name`.")
+
+
+def fetch_checkpoint(name: str) -> Path:
+    """Local files of a checkpoint, downloaded into the Hub's cache if need be.
+
+    Args:
+        name: Directory, weight file, or Hub id `owner/name`.
+
+    Returns:
+        An existing path. Of a Hub repository only weights in safetensors form and text files are fetched.
+
+    Raises:
+        UserError: If it is none of these, or the Hub does not have it.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if not _HUB_ID.fullmatch(name):
+        raise UserError(f"`{name}` does not exist; give a checkpoint directory, a file or a Hub id `owner/name`.")
+    try:
+        return Path(snapshot_download(name, allow_patterns=FETCHED_FILES))
+    except (OSError, ValueError) as error:
+        raise UserError(f"`{name}` is not here and cannot be fetched from the Hub: {one_line(error)}") from error
 
 
 def load_config(name: str) -> Any:

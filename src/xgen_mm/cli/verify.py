@@ -18,8 +18,8 @@ EXIT_DIFFERENT = 1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `verify`."""
-    parser.add_argument("first", metavar="A", type=Path, help="checkpoint directory")
-    parser.add_argument("second", metavar="B", type=Path, nargs="?", help="checkpoint directory to compare with")
+    parser.add_argument("first", metavar="A", help="checkpoint: directory or Hub id")
+    parser.add_argument("second", metavar="B", nargs="?", help="checkpoint to compare with")
     parser.add_argument("--golden", metavar="DIR", type=Path, help="recorded cases to compare with instead of B")
     parser.add_argument(
         "--atol", metavar="X", type=float, default=1e-4, help="largest difference that passes (default: 1e-4)"
@@ -36,23 +36,26 @@ def run(args: argparse.Namespace) -> int:
         compare_with_recordings,
         format_results,
     )
+    from .loading import fetch_checkpoint
 
     if args.second is not None and args.golden is not None:
         raise UserError("give either B or --golden, not both")
-    for path in (args.first, args.second, args.golden):
+    first = fetch_checkpoint(args.first)
+    second = None if args.second is None else fetch_checkpoint(args.second)
+    for path in (first, second, args.golden):
         if path is not None and not path.is_dir():
             raise UserError(f"{path} is not a directory")
-    checked = [check_files(path) for path in (args.first, args.second) if path is not None]
-    if args.second is not None:
-        checked.append(compare_weights(args.first, args.second, tolerance=args.atol))
+    checked = [check_files(path) for path in (first, second) if path is not None]
+    if second is not None:
+        checked.append(compare_weights(first, second, tolerance=args.atol))
     results = [result for result in checked if result is not None]
-    if args.second is not None:
-        results += compare_checkpoints(args.first, args.second, tolerance=args.atol)
+    if second is not None:
+        results += compare_checkpoints(first, second, tolerance=args.atol)
     elif args.golden is not None:
-        results += compare_with_recordings(args.first, args.golden, tolerance=args.atol)
+        results += compare_with_recordings(first, args.golden, tolerance=args.atol)
     elif not results:
         raise UserError(
-            f"{args.first} has no checksums and no record of a download; name a second checkpoint, or --golden DIR"
+            f"{first} has no checksums and no record of a download; name a second checkpoint, or --golden DIR"
         )
     if args.json:
         print_json([result.to_dict() for result in results])
