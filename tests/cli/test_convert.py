@@ -30,7 +30,7 @@ def test_convert_hub_id_fetches_weights_and_settings_but_no_code(
 ) -> None:
     asked: dict[str, Any] = {}
 
-    def snapshot(repository: str, *, allow_patterns: tuple[str, ...]) -> str:
+    def snapshot(repository: str, *, allow_patterns: list[str]) -> str:
         asked.update(repository=repository, patterns=allow_patterns)
         return str(RELEASED)
 

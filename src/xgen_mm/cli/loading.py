@@ -79,7 +79,7 @@ def fetch_checkpoint(name: str) -> Path:
     if not _HUB_ID.fullmatch(name):
         raise UserError(f"`{name}` does not exist; give a checkpoint directory, a file or a Hub id `owner/name`.")
     try:
-        return Path(snapshot_download(name, allow_patterns=FETCHED_FILES))
+        return Path(snapshot_download(name, allow_patterns=list(FETCHED_FILES)))
     except (OSError, ValueError) as error:
         raise UserError(f"`{name}` is not here and cannot be fetched from the Hub: {one_line(error)}") from error
 

@@ -166,8 +166,8 @@ def build_inventory(config: XGenMMConfig, rules: KeyRules) -> Inventory:
 
 def _dropped(config: XGenMMConfig, rules: KeyRules) -> dict[str, Shape | None]:
     dropped: dict[str, Shape | None] = {rule.released: None for rule in rules.drops if not rule.released.endswith(".")}
-    if config.vision_config.model_type in TOWERS_WITH_POOLING_HEAD:
-        tower_config: Any = copy.deepcopy(config.vision_config)
+    tower_config: Any = copy.deepcopy(config.vision_config)
+    if tower_config.model_type in TOWERS_WITH_POOLING_HEAD:
         tower_config.vision_use_head = True
         with torch.device("meta"):
             tower = _shapes(AutoModel.from_config(tower_config))
