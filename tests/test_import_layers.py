@@ -20,7 +20,7 @@ LAYERS = (
     ("weight_files",),
     ("modeling", "processing"),
     ("v1",),
-    ("conversion", "data"),
+    ("conversion", "data", "self_contained"),
     ("auto",),
     ("training", "evaluation", "publishing"),
     ("tiny",),

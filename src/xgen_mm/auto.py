@@ -72,6 +72,10 @@ _MODEL_TYPES = (*(family.model_type for family in FAMILIES), *_RELEASED_MODEL_TY
 # Modules to import along with others: reading `XGenMMConfig` may find a file of the v1 release.
 _COMPANIONS = {"modeling.configuration_xgen_mm": "v1.configuration_xgen_mm_v1"}
 
+_MODELS = ("modeling.modeling_xgen_mm", "v1.modeling_xgen_mm_v1")
+# What is saved with the code that loads it.
+_SAVES_CODE = (*_MODELS, "processing.processing_xgen_mm")
+
 
 def load_public(name: str) -> Any:
     """Import one of the package's public names.
@@ -83,12 +87,16 @@ def load_public(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module `{__package__}` has no attribute `{name}`")
     home = _HOME_OF[name]
-    value = getattr(import_module(f".{home}", __package__), name)
+    module = import_module(f".{home}", __package__)
+    value = getattr(module, name)
     if home in _COMPANIONS:
         import_module(f".{_COMPANIONS[home]}", __package__)
-    if home in ("modeling.modeling_xgen_mm", "v1.modeling_xgen_mm_v1"):
+    if home in _MODELS:
         # Checkpoints in the released layout load through the same classes.
         import_module(".conversion.released_loading", __package__).register_released_layouts()
+    if home in _SAVES_CODE:
+        self_contained = import_module(".self_contained", __package__)
+        self_contained.attach(module)
     return value
 
 

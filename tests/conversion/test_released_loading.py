@@ -70,7 +70,11 @@ def test_model_read_from_released_files_is_saved_in_our_layout(instruct_files: P
     assert names == set(model.state_dict())
     assert all(is_our_name(name) for name in names)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert "auto_map" not in json.dumps(config)
+    assert "modeling_xgenmm" not in json.dumps(config)
+    assert set(config["auto_map"].values()) == {
+        "configuration_xgen_mm.XGenMMConfig",
+        "modeling_xgen_mm.XGenMMForConditionalGeneration",
+    }
     assert not {"vision_encoder_config", "vision_tokenizer_config"} & set(config)
     assert config["architectures"] == ["XGenMMForConditionalGeneration"]
 

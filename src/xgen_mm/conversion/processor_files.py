@@ -55,7 +55,7 @@ def write_processor(source: Path | None, destination: Path, *, config: XGenMMCon
         num_latents=resampler_config.num_latents,
         tile_grouping=config.tile_grouping,
     )
-    processor.save_pretrained(destination)
+    processor.save_pretrained(destination, with_code=False)
     return True
 
 

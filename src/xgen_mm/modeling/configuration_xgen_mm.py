@@ -35,6 +35,7 @@ class XGenMMResamplerConfig(PreTrainedConfig):
 
     model_type = "xgenmm_resampler"
     base_config_key = "resampler_config"
+    base_model_fsdp_plan = {"layers.*": "free_full_weight"}
 
     hidden_size: int | None = None
     output_size: int | None = None
@@ -81,6 +82,12 @@ class XGenMMConfig(PreTrainedConfig):
         "text_config": AutoConfig,
     }
     keys_to_ignore_at_inference = ["past_key_values"]
+    # Tower and resampler are gathered as wholes too: `generate` calls them outside the model's own forward pass.
+    base_model_fsdp_plan = {
+        "vision_tower": "free_full_weight",
+        "vision_tower.encoder.layers.*": "free_full_weight",
+        "resampler": "free_full_weight",
+    }
 
     vision_config: dict | PreTrainedConfig | None = None
     resampler_config: dict | PreTrainedConfig | None = None
@@ -94,10 +101,10 @@ class XGenMMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Build sub-configurations from dicts and fill the widths that follow from one another."""
-        # The released remote code is never used, so a saved pointer to it would only mislead.
-        kwargs.pop("auto_map", None)
         released = {key: kwargs.pop(key) for key in RELEASED_KEYS if key in kwargs}
         if released:
+            # The released remote code is never used, so a saved pointer to it would only mislead.
+            kwargs.pop("auto_map", None)
             for name, value in translate_released_config(released, text_config=self.text_config).items():
                 setattr(self, name, value)
         self.vision_config = build_sub_config(self.vision_config, SIGLIP_SO400M)

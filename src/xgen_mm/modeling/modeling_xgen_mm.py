@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +89,10 @@ class XGenMMPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [UNUSED_RELEASED_WEIGHTS]
     # The host writes a model back as it was read; ours is always written in our own layout.
     _weight_conversions: list[Any] = []
+    # Set by the package: writes the code that a checkpoint needs where the package is missing, and returns `auto_map`.
+    code_writer: Callable[[Path, Any], dict[str, str]] | None = None
+    # Entered while a checkpoint is read: `conversion.released_loading` makes the names of released files known there.
+    _reading: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __init__(self, config: XGenMMConfig, *args: Any, **kwargs: Any) -> None:
         """Refuse the configuration of another architecture; arguments as in the host's method."""
@@ -113,7 +117,8 @@ class XGenMMPreTrainedModel(PreTrainedModel):
         """
         _check_directory(*args[:1], **kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        with cls._reading():
+            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if was_read_from_released_layout(model._weight_conversions or ()):
             model._check_released_weights(info)
             model._weight_conversions = []
@@ -125,6 +130,37 @@ class XGenMMPreTrainedModel(PreTrainedModel):
                 cls._keys_to_ignore_on_load_unexpected,
             )
         return (model, info) if wants_info else model
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        *args: Any,
+        with_code: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Save the model in our layout, with the code that loads it where this package is missing.
+
+        Args:
+            save_directory: Where to save.
+            is_main_process: Whether this process writes what all processes share.
+            *args: Further arguments of the host's method.
+            with_code: Whether to write the code; a checkpoint without it loads where `xgen_mm` is imported.
+            **kwargs: Further arguments of the host's method.
+        """
+        if self.code_writer is None:
+            # This is a copy of the code itself; the host copies it again.
+            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+            return
+        # It belongs to the files: with them it is written, without them it would point nowhere.
+        vars(self.config).pop("auto_map", None)
+        if with_code and is_main_process and not os.path.isfile(save_directory):
+            os.makedirs(save_directory, exist_ok=True)
+            self.config.auto_map = self.code_writer(Path(save_directory), self)
+        try:
+            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        finally:
+            vars(self.config).pop("auto_map", None)
 
     def _check_released_weights(self, info: dict[str, Any]) -> None:
         missing, unknown = (sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys"))
@@ -302,7 +338,9 @@ class XGenMMModel(XGenMMPreTrainedModel):
                     "missing; pass the `image_sizes` that the processor returned."
                 )
             return single_tile_layout(pixel_values.shape[0])
-        layout = anyres_layout([(int(height), int(width)) for height, width in image_sizes.tolist()], self.config)
+        # Exporters write the sizes out as plain integers, so that they become constants of the traced graph.
+        sizes = image_sizes.tolist() if isinstance(image_sizes, torch.Tensor) else image_sizes
+        layout = anyres_layout([(int(height), int(width)) for height, width in sizes], self.config)
         _check_tiles(pixel_values, layout.num_tiles)
         return layout
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -61,8 +60,12 @@ def anyres_layout(image_sizes: Sequence[Size], config: XGenMMConfig) -> TileLayo
         return _whole_image_layout(grids, boxes, cells_per_tile)
 
     raster = config.tile_grouping == "raster_chunks"
-    masks = [_content_mask(grid, box, cells_per_tile, raster=raster) for grid, box in zip(grids, boxes, strict=True)]
-    mask = torch.cat(masks)
+    mask = None
+    # Decided on plain integers: the model is also traced, where tensors have no values.
+    if any(box != _full_box(grid, cells_per_tile) for grid, box in zip(grids, boxes, strict=True)):
+        mask = torch.cat(
+            [_content_mask(grid, box, cells_per_tile, raster=raster) for grid, box in zip(grids, boxes, strict=True)]
+        )
     order = None
     # One column of tiles is already in raster order.
     if raster and any(cols > 1 for _, cols in grids):
@@ -76,7 +79,7 @@ def anyres_layout(image_sizes: Sequence[Size], config: XGenMMConfig) -> TileLayo
         num_tiles=num_tiles,
         num_groups=num_tiles,
         cell_order=order,
-        patch_attention_mask=None if bool(mask.all()) else mask,
+        patch_attention_mask=mask,
     )
 
 
@@ -91,19 +94,26 @@ def _whole_image_layout(grids: list[Size], boxes: list[CellBox], cells_per_tile:
         orders.append(torch.cat([thumbnail, content]) + start)
     # Filler points at cell 0 and is masked.
     order = pad_sequence(orders, batch_first=True)
-    lengths = torch.tensor([len(cells) for cells in orders])
-    mask = torch.arange(order.shape[1]) < lengths[:, None]
+    lengths = [len(cells) for cells in orders]
+    mask = None
+    if min(lengths) < max(lengths):
+        mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     return TileLayout(
         num_tiles=num_tiles,
         num_groups=[1] * len(grids),
         cell_order=order,
-        patch_attention_mask=None if bool(mask.all()) else mask,
+        patch_attention_mask=mask,
     )
 
 
 def _first_cells(num_tiles: list[int], cells_per_tile: int) -> list[int]:
     """Index of each picture's first cell among the cells of all pictures."""
     return [cells_per_tile**2 * sum(num_tiles[:image]) for image in range(len(num_tiles))]
+
+
+def _full_box(grid: Size, cells_per_tile: int) -> CellBox:
+    """Box of a canvas without padding."""
+    return CellBox(0, grid[0] * cells_per_tile, 0, grid[1] * cells_per_tile)
 
 
 def _content_mask(grid: Size, box: CellBox, cells_per_tile: int, *, raster: bool) -> torch.Tensor:
@@ -117,7 +127,6 @@ def _content_mask(grid: Size, box: CellBox, cells_per_tile: int, *, raster: bool
     return torch.cat([thumbnail, canvas.reshape(rows * cols, cells_per_tile**2)])
 
 
-@lru_cache(maxsize=64)
 def _raster_order(grid: Size, cells_per_tile: int) -> torch.Tensor:
     """Cells of one picture, thumbnail first, then the canvas row by row: shape (tiles, cells)."""
     rows, cols = grid

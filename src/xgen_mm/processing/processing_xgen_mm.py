@@ -1,6 +1,8 @@
 """Processor of xGen-MM: text and pictures become model inputs."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from transformers.image_utils import ImageInput
@@ -59,6 +61,41 @@ class XGenMMProcessor(ProcessorMixin):
             chat_template = build_chat_template(tokenizer.get_added_vocab())
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
+    # Set by the package, as for the models: writes the code and returns `auto_map`.
+    code_writer: Callable[[Path, Any], dict[str, str]] | None = None
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        push_to_hub: bool = False,
+        *,
+        with_code: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Save the processor, with the code that loads it where this package is missing.
+
+        Args:
+            save_directory: Where to save.
+            push_to_hub: As in the host's method.
+            with_code: Whether to write the code; a processor without it loads where `xgen_mm` is imported.
+            **kwargs: Further arguments of the host's method.
+        """
+        if self.code_writer is None:
+            return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        parts = (self, self.image_processor)
+        for part in parts:
+            vars(part).pop("auto_map", None)
+        if with_code:
+            os.makedirs(save_directory, exist_ok=True)
+            self.auto_map = self.code_writer(Path(save_directory), self)
+            name = "AutoImageProcessor"
+            self.image_processor.auto_map = {name: self.auto_map[name]} if name in self.auto_map else None
+        try:
+            return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        finally:
+            for part in parts:
+                vars(part).pop("auto_map", None)
+
     @classmethod
     def get_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
@@ -106,6 +143,8 @@ class XGenMMProcessor(ProcessorMixin):
             given = _count_images(images, len(samples))
             if given != in_text and (len(given) == len(in_text) or sum(given) != sum(in_text)):
                 raise PlaceholderMismatchError(
+                    # Callers of the host's processors look for this wording.
+                    f"`{self.image_token}` tokens in the prompts should be the same as the number of images: "
                     f"`text` holds {_total(in_text)} `{self.image_token}` but {_total(given)} images were passed. "
                     f"Write one `{self.image_token}` where each picture belongs; for a batch, pass one list of images "
                     "per text."

@@ -65,8 +65,8 @@ def export_checkpoint(weights: Path, directory: Path, *, model: ModelRecipe) -> 
     # Stored in half precision, computed in single: the configuration keeps the network's own type, and casting up when
     # the weights are read costs nothing, while half-precision arithmetic would cost accuracy and, on a CPU, time.
     halved = {name: value.half() for name, value in network.state_dict().items() if name != OUTPUT_TABLE}
-    network.save_pretrained(directory, state_dict=halved)
-    processor.save_pretrained(directory)
+    network.save_pretrained(directory, state_dict=halved, with_code=False)
+    processor.save_pretrained(directory, with_code=False)
 
 
 def main(arguments: list[str] | None = None) -> None:

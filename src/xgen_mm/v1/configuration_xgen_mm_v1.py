@@ -39,6 +39,7 @@ class XGenMMV1Config(XGenMMConfig):
         kwargs.pop("model_type", None)
         released = {key: kwargs.pop(key) for key in RELEASED_KEYS if key in kwargs}
         if released:
+            kwargs.pop("auto_map", None)
             for name, value in translate_released_v1_config(released, text_config=self.text_config).items():
                 setattr(self, name, value)
         self.vision_config = build_sub_config(self.vision_config, CLIP_VIT_H)
