@@ -190,11 +190,15 @@ def format_report(report: dict[str, Any]) -> list[str]:
 
 def _planned_files(plan: "AssemblyPlan") -> list[str]:
     """What saving will write: everything but the weights is written to a scratch directory to see."""
+    from ..modeling.modeling_xgen_mm import XGenMMForConditionalGeneration
+    from ..self_contained import flat_modules
+
     with tempfile.TemporaryDirectory() as directory:
         plan.config.save_pretrained(directory)
         plan.processor.save_pretrained(directory)
         names = {path.name for path in Path(directory).iterdir()}
-    return sorted(names | {"generation_config.json", "model.safetensors"})
+    code = {f"{name}.py" for name in flat_modules([XGenMMForConditionalGeneration.__module__])}
+    return sorted(names | code | {"generation_config.json", "model.safetensors"})
 
 
 def _likely_dtype(plan: "AssemblyPlan") -> "torch.dtype":

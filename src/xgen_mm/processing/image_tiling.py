@@ -71,6 +71,8 @@ class XGenMMBaseImageProcessor(BaseImageProcessor):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read the stored settings; those of the original processor are translated."""
         settings, unused = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        # Where the code of a saved processor lies is no setting of the loaded one.
+        settings.pop("auto_map", None)
         return translate_image_settings(settings, source=str(pretrained_model_name_or_path)), unused
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
