@@ -16,7 +16,8 @@ OPTIONS = {
         *("PROMPT", "--image", "--model", "--system", "--raw", "--max-new-tokens", "--temperature", "--num-beams"),
         *("--device", "--dtype", "--json", "--debug"),
     ],
-    "info": ["MODEL", "--image-size", "--json", "--debug"],
+    "info": ["MODEL", "--preset", "--image-size", "--json", "--debug"],
+    "export": ["DIR", "--model", "--processor", "--dtype", "--max-shard-size", "--json", "--debug"],
 }
 
 

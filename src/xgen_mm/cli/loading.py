@@ -61,6 +61,16 @@ def resolve_checkpoint(name: str | None) -> str:
     raise UserError(f"`{name}` is no directory; give the directory of a checkpoint or a Hub id `owner/name`.")
 
 
+def resolve_source(name: str) -> str:
+    """Directory or Hub id of something to read, which may be an adapter without a `config.json`.
+
+    Raises:
+        UserError: If it is neither.
+    """
+    path = Path(name).expanduser()
+    return str(path) if (path / "adapter_config.json").is_file() else resolve_checkpoint(name)
+
+
 def fetch_checkpoint(name: str) -> Path:
     """Local files of a checkpoint, downloaded into the Hub's cache if need be.
 

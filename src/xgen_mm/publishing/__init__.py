@@ -1,0 +1,1 @@
+"""Cards, self-contained directories and uploads of checkpoints."""

@@ -1,0 +1,116 @@
+"""Writes a checkpoint directory that loads anywhere: weights, settings, processor, and the code for them."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from ..conversion.assemble import new_directory
+from ..errors import XGenMMError
+
+ADAPTER_CONFIG = "adapter_config.json"
+DEFAULT_SHARD_SIZE = "5GB"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        source: Checkpoint that was read.
+        base: Model that an adapter was merged into; `None` for a whole checkpoint.
+        destination: Directory that was written.
+        dtype: Precision of the weights.
+        num_parameters: Parameters of the model.
+        files: Size in bytes by file name.
+    """
+
+    source: str
+    base: str | None
+    destination: str
+    dtype: str
+    num_parameters: int
+    files: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return asdict(self)
+
+
+def export_checkpoint(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    processor: str | os.PathLike[str] | None = None,
+    dtype: str = "auto",
+    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+) -> ExportReport:
+    """Write a self-contained checkpoint.
+
+    It loads with the Auto classes: as it is where `xgen_mm` is imported, and with `trust_remote_code=True` where
+    there is transformers alone.
+
+    Args:
+        source: Directory or Hub id of a checkpoint in any layout, or of a LoRA adapter, which is merged into its base.
+        destination: Directory to create; it appears when everything is written.
+        processor: Where the processor is, if not in `source` (or beside the base of an adapter).
+        dtype: Precision of the weights, a torch name; `"auto"` keeps that of the source.
+        max_shard_size: Most bytes per weight file, such as `"5GB"`.
+
+    Returns:
+        What was written.
+
+    Raises:
+        XGenMMError: If an adapter is given and `peft` is missing.
+        FileExistsError: If the destination is not empty.
+        OSError: If something cannot be read or written.
+    """
+    with new_directory(destination) as partial:
+        base = _adapter_base(source)
+        loaded_processor = _load_processor(processor or source, base)
+        model = AutoModelForImageTextToText.from_pretrained(base or source, dtype=dtype)
+        if base is not None:
+            model = _merged(model, source)
+        model.save_pretrained(partial, max_shard_size=max_shard_size)
+        loaded_processor.save_pretrained(partial)
+        return ExportReport(
+            source=str(source),
+            base=base,
+            destination=str(destination),
+            dtype=str(model.dtype).removeprefix("torch."),
+            num_parameters=model.num_parameters(),
+            files={path.name: path.stat().st_size for path in sorted(partial.iterdir())},
+        )
+
+
+def _adapter_base(source: str | os.PathLike[str]) -> str | None:
+    """Base model that an adapter directory names; `None` if it holds a whole model."""
+    path = Path(source) / ADAPTER_CONFIG
+    if not path.is_file():
+        return None
+    base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise XGenMMError(f"{path} names no `base_model_name_or_path`; write there what the adapter was trained on.")
+    return str(base)
+
+
+def _load_processor(source: str | os.PathLike[str], base: str | None) -> Any:
+    try:
+        return AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError):
+        if base is None:
+            raise
+        return AutoProcessor.from_pretrained(base)
+
+
+def _merged(model: Any, adapter: str | os.PathLike[str]) -> Any:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise XGenMMError(
+            f"`{adapter}` is an adapter, and merging it needs `peft`: pip install 'xgen-mm[train]'."
+        ) from error
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
