@@ -1,20 +1,14 @@
 """The recipe of the small model: frozen sections, read from one YAML file."""
 
-import dataclasses
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
 
 from ..errors import XGenMMError
-
-Section = TypeVar("Section")
+from ..sections import parse_section, read_yaml
 
 
 class TinyRecipeError(XGenMMError):
-    """The recipe holds an unknown key, lacks one or contradicts itself."""
+    """The recipe contradicts itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,35 +114,7 @@ def load_recipe(path: Path) -> TinyRecipe:
     """Read and check a recipe.
 
     Raises:
-        TinyRecipeError: If a key is unknown or missing, or a value contradicts another.
+        SectionError: If a key is unknown or missing, or a value has the wrong type.
+        TinyRecipeError: If values contradict one another.
     """
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return _parse(TinyRecipe, content, where=path.name)
-
-
-def _parse(section: type[Section], content: Any, *, where: str) -> Section:
-    if not isinstance(content, dict):
-        raise TinyRecipeError(f"`{where}` is {content!r}; expected a mapping of keys to values.")
-    fields = {field.name: field for field in dataclasses.fields(section)}
-    for key in content:
-        if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else f"valid keys: {sorted(fields)}."
-            raise TinyRecipeError(f"`{where}` has the unknown key `{key}`; {hint}")
-    missing = [name for name, field in fields.items() if name not in content and field.default is dataclasses.MISSING]
-    if missing:
-        raise TinyRecipeError(f"`{where}` lacks {missing}; add them.")
-    values = {key: _convert(fields[key].type, value, where=f"{where}: {key}") for key, value in content.items()}
-    return section(**values)
-
-
-def _convert(kind: Any, value: Any, *, where: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _parse(kind, value, where=where)
-    if getattr(kind, "__origin__", None) is tuple:
-        if not isinstance(value, list):
-            raise TinyRecipeError(f"`{where}` is {value!r}; expected a list.")
-        return tuple(_convert(kind.__args__[0], item, where=f"{where}[{i}]") for i, item in enumerate(value))
-    if isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and not isinstance(value, int)):
-        raise TinyRecipeError(f"`{where}` is {value!r}; expected a number of type {kind.__name__}.")
-    return kind(value)
+    return parse_section(TinyRecipe, read_yaml(path), where=path.name)

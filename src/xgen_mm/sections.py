@@ -1,0 +1,119 @@
+"""Reads YAML into frozen dataclasses, in which a key that nobody knows is an error and not a silent default."""
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from .errors import XGenMMError
+
+Section = TypeVar("Section")
+
+
+class SectionError(XGenMMError):
+    """A file holds an unknown key, lacks one, or has a value of the wrong type."""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Mapping of a YAML file.
+
+    Raises:
+        SectionError: If it cannot be read, is no YAML, or no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SectionError(f"`{path.name}` cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise SectionError(f"`{path.name}` is {content!r}; expected a mapping of keys to values.")
+    return content
+
+
+def parse_section(section: type[Section], content: Any, *, where: str) -> Section:
+    """Build a section from plain values.
+
+    Args:
+        section: Dataclass to build; its fields may be sections, tuples, dicts, literals, unions and plain types.
+        content: Values by field; lists become tuples, a single value stands for a list of one.
+        where: What messages call it.
+
+    Raises:
+        SectionError: If a key is unknown or missing, or a value has the wrong type.
+    """
+    if not isinstance(content, Mapping):
+        raise SectionError(f"`{where}` is {content!r}; expected a mapping of keys to values.")
+    fields = {item.name: item for item in dataclasses.fields(section)}  # type: ignore[arg-type]
+    for key in content:
+        if key not in fields:
+            raise SectionError(f"`{where}` has the unknown key `{key}`; {nearest(key, fields)}")
+    missing = [name for name, item in fields.items() if name not in content and not _has_default(item)]
+    if missing:
+        raise SectionError(f"`{where}` lacks {missing}; add {'it' if len(missing) == 1 else 'them'}.")
+    hints = get_type_hints(section)
+    return section(**{key: _convert(hints[key], value, where=f"{where}: {key}") for key, value in content.items()})
+
+
+def nearest(key: object, names: Iterable[str]) -> str:
+    """End of a message about an unknown name: the closest valid one, or all of them.
+
+    >>> nearest("learning_rat", ["learning_rate", "seed"])
+    'did you mean `learning_rate`?'
+    """
+    names = sorted(names)
+    close = difflib.get_close_matches(str(key), names, n=1)
+    return f"did you mean `{close[0]}`?" if close else f"valid names: {', '.join(names) or 'none'}."
+
+
+def _convert(kind: Any, value: Any, *, where: str) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (types.UnionType, Union):
+        return _convert_union(arguments, value, where=where)
+    if origin is Literal:
+        if value not in arguments:
+            raise SectionError(f"`{where}` is {value!r}; {nearest(value, map(str, arguments))}")
+        return value
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return value if isinstance(value, kind) else parse_section(kind, value, where=where)
+    if origin is tuple:
+        return _convert_tuple(arguments, value, where=where)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise SectionError(f"`{where}` is {value!r}; expected a mapping.")
+        return {str(key): _convert(arguments[1], item, where=f"{where}.{key}") for key, item in value.items()}
+    is_number = kind is float and isinstance(value, int) and not isinstance(value, bool)
+    if not is_number and (not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))):
+        raise SectionError(f"`{where}` is {value!r}; expected a value of type {kind.__name__}.")
+    return value.strip() if isinstance(value, str) else kind(value)
+
+
+def _convert_tuple(kinds: tuple[Any, ...], value: Any, *, where: str) -> tuple[Any, ...]:
+    items = value if isinstance(value, list | tuple) else [value]
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(items)
+    if len(kinds) != len(items):
+        raise SectionError(f"`{where}` is {value!r}; expected a list of {len(kinds)}.")
+    pairs = zip(kinds, items, strict=True)
+    return tuple(_convert(kind, item, where=f"{where}[{i}]") for i, (kind, item) in enumerate(pairs))
+
+
+def _convert_union(kinds: tuple[Any, ...], value: Any, *, where: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    others = [kind for kind in kinds if kind is not type(None)]
+    if len(others) == 1:
+        return _convert(others[0], value, where=where)
+    for kind in others:
+        if type(value) is kind:
+            return _convert(kind, value, where=where)
+    names = ", ".join(getattr(kind, "__name__", str(kind)) for kind in others)
+    raise SectionError(f"`{where}` is {value!r}; expected a value of one of the types {names}.")
+
+
+def _has_default(item: "dataclasses.Field[Any]") -> bool:
+    return item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
