@@ -51,7 +51,9 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> Adapted:
     base, adapter = (tmp_path_factory.mktemp("lora") / name for name in ("base", "adapter"))
     export_checkpoint(xgen_mm.tiny_checkpoint(), base)
     # Random instead of zero, so that the adapter changes the answers.
-    config = LoraConfig(target_modules=r".*language_model.*\.(qkv_proj|o_proj)", init_lora_weights=False, r=8, lora_alpha=128)
+    config = LoraConfig(
+        target_modules=r".*language_model.*\.(qkv_proj|o_proj)", init_lora_weights=False, r=8, lora_alpha=128
+    )
     torch.manual_seed(3)
     model = get_peft_model(AutoModelForImageTextToText.from_pretrained(base), config)
     model.save_pretrained(adapter)
