@@ -44,7 +44,9 @@ class Picture:
         Raises:
             ImageInputError: If it cannot be read or decoded.
         """
-        return pil_to_rgb(fetch_image(self.source))
+        # None of the sources above gives an array.
+        picture: Any = fetch_image(self.source)
+        return pil_to_rgb(picture)
 
 
 Part: TypeAlias = Text | Picture
