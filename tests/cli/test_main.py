@@ -17,7 +17,7 @@ OPTIONS = {
         *("--device", "--dtype", "--json", "--debug"),
     ],
     "info": ["MODEL", "--preset", "--image-size", "--json", "--debug"],
-    "export": ["DIR", "--model", "--processor", "--dtype", "--max-shard-size", "--json", "--debug"],
+    "export": ["DIR", "--model", "--processor", "--dtype", "--max-shard-size", "--card", "--json", "--debug"],
 }
 
 

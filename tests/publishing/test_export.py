@@ -1,6 +1,7 @@
 """Exported directories, and the three ways to use a LoRA adapter."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 import xgen_mm
 from xgen_mm.errors import XGenMMError
+from xgen_mm.publishing.card_checks import check_text
 from xgen_mm.publishing.export import export_checkpoint
+from xgen_mm.publishing.model_card import render_card
 
 PICTURES = Path(xgen_mm.__file__).parent / "cli" / "demo_images"
 QUESTIONS = {"86.png": "What number is in the image?", "392.png": "How many digits are in the image?"}
@@ -74,6 +77,27 @@ def test_export_writes_the_precision_asked_for(tmp_path: Path) -> None:
     report = export_checkpoint(xgen_mm.tiny_checkpoint(), tmp_path / "out", dtype="bfloat16")
     assert report.dtype == "bfloat16"
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
+
+
+def test_export_writes_the_card_asked_for(tmp_path: Path) -> None:
+    export_checkpoint(xgen_mm.tiny_checkpoint(), tmp_path / "out", card="xgen-mm-tiny")
+    assert (tmp_path / "out" / "README.md").read_text() == render_card("xgen-mm-tiny")
+
+
+def test_export_takes_the_card_of_its_source_over(tmp_path: Path) -> None:
+    source = shutil.copytree(xgen_mm.tiny_checkpoint(), tmp_path / "source")
+    (source / "README.md").write_text("---\nlicense: mit\n---\nMine.\n")
+    export_checkpoint(source, tmp_path / "out")
+    assert (tmp_path / "out" / "README.md").read_text() == (source / "README.md").read_text()
+
+
+def test_export_without_a_card_writes_what_the_files_say(tmp_path: Path) -> None:
+    export_checkpoint(xgen_mm.tiny_checkpoint(), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# out\n" in card
+    assert "3,886,976" in card
+    assert check_text(card) == []
+    assert str(tmp_path) not in card
 
 
 def test_export_into_a_directory_with_files_is_refused(tmp_path: Path) -> None:

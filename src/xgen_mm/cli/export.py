@@ -1,8 +1,8 @@
 """Write a checkpoint that loads anywhere.
 
-DIR gets weights, settings, processor, chat template and the code that loads them: people who have this package use it
-as it is, people who have transformers alone pass trust_remote_code=True. A LoRA adapter given as MODEL is merged into
-its base.
+DIR gets weights, settings, processor, chat template, a model card and the code that loads them: people who have this
+package use it as it is, people who have transformers alone pass trust_remote_code=True. A LoRA adapter given as MODEL
+is merged into its base.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from .convert import size_in_bytes
 
 SUMMARY = "write a self-contained checkpoint"
 USAGE = "[options] DIR"
+TINY_CARD = "xgen-mm-tiny"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -34,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=size_in_bytes("5GB"),
         help="most bytes per weight file, such as 5GB or 500MB (default: 5GB)",
     )
+    parser.add_argument(
+        "--card", metavar="NAME", help="a card of `xgen-mm card` (default: the source's README.md, or a new card)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -43,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from .loading import resolve_checkpoint, resolve_source
 
     source = resolve_checkpoint(None) if args.model is None else resolve_source(args.model)
+    card = TINY_CARD if args.model is None else args.card
     log(f"Reading {source} ...")
     try:
         report = export_checkpoint(
@@ -51,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
             processor=args.processor,
             dtype=args.dtype,
             max_shard_size=args.max_shard_size,
+            card=card,
         )
     except OSError as error:
         raise UserError(one_line(error)) from error

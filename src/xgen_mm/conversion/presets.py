@@ -10,7 +10,7 @@
 | `xgen-mm-phi3-medium-r-v1.5` | v1.5 with Phi-3-medium (14B) | never released |
 | `xgen-mm-phi3-mini-dfn-r-v1.5` | v1.5 with the DFN ViT-H/14 tower at 378 pixels | never released |
 
-The pre-trained v1 model (`xgen-mm-phi3-mini-base-r-v1`) is missing: its architecture is not published.
+The pre-trained v1 model (`xgen-mm-phi3-mini-base-r-v1`) is missing: its configuration was not at hand.
 
 Source: released configurations; xGen-MM technical report (arXiv:2408.08872) for the models that were not released. The
 names of those are this package's own.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..conversion.assemble import new_directory
 from ..errors import XGenMMError
+from .model_card import card_for_directory, write_card
 
 ADAPTER_CONFIG = "adapter_config.json"
+CARD = "README.md"
 DEFAULT_SHARD_SIZE = "5GB"
 
 
@@ -47,6 +50,7 @@ def export_checkpoint(
     processor: str | os.PathLike[str] | None = None,
     dtype: str = "auto",
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+    card: str | None = None,
 ) -> ExportReport:
     """Write a self-contained checkpoint.
 
@@ -59,6 +63,8 @@ def export_checkpoint(
         processor: Where the processor is, if not in `source` (or beside the base of an adapter).
         dtype: Precision of the weights, a torch name; `"auto"` keeps that of the source.
         max_shard_size: Most bytes per weight file, such as `"5GB"`.
+        card: Name of a card this package knows. `None` takes the `README.md` of a source directory over, and without
+            one writes a card from what the files say.
 
     Returns:
         What was written.
@@ -76,6 +82,7 @@ def export_checkpoint(
             model = _merged(model, source)
         model.save_pretrained(partial, max_shard_size=max_shard_size)
         loaded_processor.save_pretrained(partial)
+        _write_card(source, base, partial, card=card, name=Path(destination).name)
         return ExportReport(
             source=str(source),
             base=base,
@@ -84,6 +91,22 @@ def export_checkpoint(
             num_parameters=model.num_parameters(),
             files={path.name: path.stat().st_size for path in sorted(partial.iterdir())},
         )
+
+
+def _write_card(
+    source: str | os.PathLike[str], base: str | None, directory: Path, *, card: str | None, name: str
+) -> None:
+    target, own = directory / CARD, Path(source) / CARD
+    if card is not None:
+        write_card(card, target)
+    elif own.is_file():
+        shutil.copyfile(own, target)
+    else:
+        facts: dict[str, Any] = {"name": name}
+        known = base or str(source)
+        if not Path(known).is_dir():
+            facts["base_models"] = (known,)
+        write_card(card_for_directory(directory, **facts), target)
 
 
 def _adapter_base(source: str | os.PathLike[str]) -> str | None:
