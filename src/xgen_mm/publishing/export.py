@@ -102,7 +102,7 @@ def _write_card(
     elif own.is_file():
         shutil.copyfile(own, target)
     else:
-        facts: dict[str, Any] = {"name": name}
+        facts: dict[str, Any] = {"name": name, "title": name}
         known = base or str(source)
         if not Path(known).is_dir():
             facts["base_models"] = (known,)
