@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .auto import PUBLIC_HOMES, load_public, register
 
 if TYPE_CHECKING:
-    from .errors import ConversionError, ImageInputError, PlaceholderMismatchError, XGenMMError
+    from .errors import ConversionError, ImageInputError, PlaceholderMismatchError, PushError, XGenMMError
     from .modeling.configuration_xgen_mm import XGenMMConfig, XGenMMResamplerConfig
     from .modeling.modeling_xgen_mm import XGenMMForConditionalGeneration, XGenMMModel, XGenMMPreTrainedModel
     from .modeling.resampler import XGenMMPerceiverResampler
@@ -27,6 +27,7 @@ __all__ = [
     "ConversionError",
     "ImageInputError",
     "PlaceholderMismatchError",
+    "PushError",
     "XGenMMConfig",
     "XGenMMError",
     "XGenMMForConditionalGeneration",

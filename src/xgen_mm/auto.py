@@ -19,7 +19,7 @@ from typing import Any
 
 PUBLIC_HOMES = {
     "conversion.presets": ("PRESETS", "preset_config"),
-    "errors": ("ConversionError", "ImageInputError", "PlaceholderMismatchError", "XGenMMError"),
+    "errors": ("ConversionError", "ImageInputError", "PlaceholderMismatchError", "PushError", "XGenMMError"),
     "modeling.configuration_xgen_mm": ("XGenMMConfig", "XGenMMResamplerConfig"),
     "modeling.modeling_xgen_mm": ("XGenMMForConditionalGeneration", "XGenMMModel", "XGenMMPreTrainedModel"),
     "modeling.resampler": ("XGenMMPerceiverResampler",),
@@ -46,6 +46,7 @@ class Family:
     model_type: str
     config: str
     model: str
+    base_model: str
     processor: str
     image_processors: dict[str, str]
 
@@ -55,6 +56,7 @@ FAMILIES = (
         model_type="xgenmm",
         config="XGenMMConfig",
         model="XGenMMForConditionalGeneration",
+        base_model="XGenMMModel",
         processor="XGenMMProcessor",
         image_processors={"torchvision": "XGenMMImageProcessor", "pil": "XGenMMImageProcessorPil"},
     ),
@@ -62,6 +64,7 @@ FAMILIES = (
         model_type="xgenmm_v1",
         config="XGenMMV1Config",
         model="XGenMMV1ForConditionalGeneration",
+        base_model="XGenMMV1Model",
         processor="XGenMMProcessor",
         image_processors={"torchvision": "XGenMMV1ImageProcessor", "pil": "XGenMMV1ImageProcessorPil"},
     ),
@@ -136,6 +139,9 @@ def _enter_models(module: ModuleType) -> None:
     # models.
     for table in ("MODEL_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_MULTIMODAL_LM_MAPPING"):
         _enter(getattr(module, table), {family.model_type: family.model for family in FAMILIES})
+    # The host knows a class without a head by its name being in this table. No configuration has these types.
+    without_head = {f"{family.model_type}_without_head": family.base_model for family in FAMILIES}
+    module.MODEL_MAPPING._model_mapping.update(without_head)
 
 
 def _enter_image_processors(module: ModuleType) -> None:

@@ -15,3 +15,20 @@ class ImageInputError(XGenMMError):
 
 class ConversionError(XGenMMError):
     """A checkpoint does not hold what its layout asks for, or cannot be read safely."""
+
+
+class PushError(XGenMMError):
+    """A checkpoint cannot be sent to the Hub, or must not be."""
+
+
+class DataError(XGenMMError):
+    """A row of a data set cannot be used; `reason` names the kind of fault in a few words, so that it can be counted."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        """Keep the reason beside the message."""
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["DataError"], tuple[str, str]]:
+        """Both parts, so that the error survives the way out of a worker process."""
+        return type(self), (self.reason, str(self))

@@ -6,16 +6,21 @@ checkpoint in our layout is never touched.
 """
 
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, ConversionOps, WeightConverter, WeightRenaming
 
+from ..modeling.modeling_xgen_mm import XGenMMPreTrainedModel
 from .key_rules import LAYER, V1_5, Drop, JoinRows, KeyRules, Rename, Split, template_pattern
 from .v1_rules import V1
 
 BASE_PREFIX = "model."
+_READING = threading.RLock()
 # Rules of each released layout, and the classes that its checkpoints load into: with and without head.
 LAYOUTS = (
     (V1_5, "XGenMMForConditionalGeneration", "XGenMMModel"),
@@ -101,11 +106,29 @@ def host_mapping(rules: KeyRules, *, base_model: bool) -> list[WeightRenaming | 
 
 
 def register_released_layouts() -> None:
-    """Tell the host how to read the released layouts. Calling it again changes nothing."""
-    # The class names are registered, not the model type: targets are absolute for the class they belong to.
-    for rules, full_model, base_model in LAYOUTS:
-        for class_name, is_base in ((full_model, False), (base_model, True)):
-            register_checkpoint_conversion_mapping(class_name, host_mapping(rules, base_model=is_base), overwrite=True)
+    """Have `from_pretrained` of our models read the released layouts. Calling it again changes nothing."""
+    XGenMMPreTrainedModel._reading = staticmethod(released_names)
+
+
+@contextmanager
+def released_names() -> Iterator[None]:
+    """Tell the host how to read the released layouts while a model is loaded.
+
+    Not for longer: the host takes a known layout for the one that models are written in, and ours are written in our
+    own. Models are loaded one after the other, because what the host knows holds for all threads.
+    """
+    with _READING:
+        # The class names are registered, not the model type: targets are absolute for the class they belong to.
+        for rules, *class_names in LAYOUTS:
+            for class_name, is_base in zip(class_names, (False, True), strict=True):
+                mapping = host_mapping(rules, base_model=is_base)
+                register_checkpoint_conversion_mapping(class_name, mapping, overwrite=True)
+        try:
+            yield
+        finally:
+            for _, *class_names in LAYOUTS:
+                for class_name in class_names:
+                    register_checkpoint_conversion_mapping(class_name, [], overwrite=True)
 
 
 def _split_steps(rule: Split, targets: list[str], prefix: str) -> list[WeightRenaming | WeightConverter]:

@@ -1,5 +1,6 @@
 """Configuration of xGen-MM (BLIP-3) models."""
 
+import copy
 import os
 from typing import Any, Literal
 
@@ -82,6 +83,8 @@ class XGenMMConfig(PreTrainedConfig):
         "text_config": AutoConfig,
     }
     keys_to_ignore_at_inference = ["past_key_values"]
+    # Other models of the host call it so.
+    attribute_map = {"image_token_index": "image_token_id"}
     # Tower and resampler are gathered as wholes too: `generate` calls them outside the model's own forward pass.
     base_model_fsdp_plan = {
         "vision_tower": "free_full_weight",
@@ -122,8 +125,13 @@ class XGenMMConfig(PreTrainedConfig):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
         """Read a configuration; arguments and result as in the host's method, which calls `from_dict`."""
+        is_named = "name_or_path" in kwargs
         kwargs.setdefault("name_or_path", str(pretrained_model_name_or_path))
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        result = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if not is_named:
+            # The name was for `from_dict` alone: a loaded configuration equals the one that was saved.
+            (result[0] if isinstance(result, tuple) else result).name_or_path = ""
+        return result
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -191,6 +199,10 @@ class XGenMMConfig(PreTrainedConfig):
 def build_sub_config(config: dict | PreTrainedConfig | None, defaults: dict[str, Any]) -> PreTrainedConfig:
     """Configuration of one part; `defaults` are its fields (`model_type` among them) if none are given."""
     if isinstance(config, PreTrainedConfig):
+        if config.model_type in TOWERS_WITH_POOLING_HEAD and getattr(config, "vision_use_head", True):
+            # The caller's object stays as it is.
+            config = copy.deepcopy(config)
+            config.vision_use_head = False
         return config
     # Defaults describe one architecture; a dict that names another one starts from that one's own defaults.
     fields = dict(config or defaults)

@@ -219,9 +219,7 @@ class XGenMMModel(XGenMMPreTrainedModel):
         tiles = _real_tiles(pixel_values, layout.num_tiles)
         kwargs.pop("return_dict", None)
         vision_outputs = self._encode_tiles(tiles, **kwargs)
-        image_tokens = self._resample(vision_outputs.last_hidden_state, layout, **kwargs)
-        per_image = torch.split(image_tokens, layout.num_groups)
-        vision_outputs.pooler_output = [tokens.flatten(0, 1) for tokens in per_image]
+        vision_outputs.pooler_output = self._image_tokens(vision_outputs.last_hidden_state, layout, **kwargs)
         return vision_outputs
 
     def get_placeholder_mask(
@@ -286,7 +284,8 @@ class XGenMMModel(XGenMMPreTrainedModel):
             past_key_values: Cache of earlier positions.
             inputs_embeds: Embeddings instead of `input_ids`, shape (batch, sequence, hidden_size).
             use_cache: Whether to return a cache.
-            mm_encoder_outputs: `{"image": output of get_image_features}` instead of `pixel_values`.
+            mm_encoder_outputs: `{"image": output of get_image_features}` instead of `pixel_values`. Without a
+                `pooler_output`, its `last_hidden_state` goes through the resampler first, which needs `image_sizes`.
             **kwargs: Passed on to the language model.
 
         Raises:
@@ -305,7 +304,12 @@ class XGenMMModel(XGenMMPreTrainedModel):
             image_outputs = self.get_image_features(pixel_values, image_sizes, return_dict=True)
         image_features = None
         if image_outputs is not None:
-            image_features = torch.cat(list(image_outputs.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)
+            image_tokens = image_outputs.pooler_output
+            if image_tokens is None:
+                features = image_outputs.last_hidden_state
+                # (tiles, cells, width) has one row per tile, as flat pixels have.
+                image_tokens = self._image_tokens(features, self._layout(features.unsqueeze(-1), image_sizes))
+            image_features = torch.cat(list(image_tokens)).to(inputs_embeds.device, inputs_embeds.dtype)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
 
@@ -366,6 +370,11 @@ class XGenMMModel(XGenMMPreTrainedModel):
         """
         is_needed = tiles.requires_grad or any(weight.requires_grad for weight in self.vision_tower.parameters())
         return nullcontext() if is_needed or not torch.is_grad_enabled() else torch.no_grad()
+
+    def _image_tokens(self, features: torch.Tensor, layout: TileLayout, **kwargs: Any) -> list[torch.Tensor]:
+        """Tower features of all tiles to one (image_tokens, hidden_size) tensor per picture."""
+        groups = self._resample(features, layout, **kwargs)
+        return [tokens.flatten(0, 1) for tokens in torch.split(groups, layout.num_groups)]
 
     def _resample(
         self, features: torch.Tensor, layout: TileLayout, **kwargs: Unpack[TransformersKwargs]

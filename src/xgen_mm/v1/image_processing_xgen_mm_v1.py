@@ -6,8 +6,11 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..processing.image_processing_pil_xgen_mm import XGenMMImageProcessorPil
 from ..processing.image_processing_xgen_mm import XGenMMImageProcessor
+from ..processing.image_tiling import XGenMMImageProcessorKwargs
 
 TILE_SIZE = 378
+# The host looks for the arguments of a class under its own name.
+XGenMMV1ImageProcessorKwargs = XGenMMImageProcessorKwargs
 # (rows, cols); the order breaks ties.
 _GRIDS = ((2, 1), (1, 2), (2, 2), (1, 3), (3, 1))
 _CANVASES = [[rows * TILE_SIZE, cols * TILE_SIZE] for rows, cols in _GRIDS]
