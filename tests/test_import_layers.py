@@ -20,7 +20,7 @@ LAYERS = (
     ("sections", "weight_files"),
     ("modeling", "processing"),
     ("v1",),
-    ("conversion", "data", "self_contained"),
+    ("conversion", "data", "generation", "self_contained"),
     ("auto",),
     ("training", "evaluation", "publishing"),
     ("tiny",),

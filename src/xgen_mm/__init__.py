@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from .auto import PUBLIC_HOMES, load_public, register
 
 if TYPE_CHECKING:
+    from .conversion.presets import PRESETS, preset_config
     from .errors import ConversionError, ImageInputError, PlaceholderMismatchError, PushError, XGenMMError
+    from .generation.chat_session import ChatSession
     from .modeling.configuration_xgen_mm import XGenMMConfig, XGenMMResamplerConfig
     from .modeling.modeling_xgen_mm import XGenMMForConditionalGeneration, XGenMMModel, XGenMMPreTrainedModel
     from .modeling.resampler import XGenMMPerceiverResampler
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "PRESETS",
+    "ChatSession",
     "ConversionError",
     "ImageInputError",
     "PlaceholderMismatchError",
@@ -44,6 +48,7 @@ __all__ = [
     "XGenMMV1ImageProcessorPil",
     "XGenMMV1Model",
     "__version__",
+    "preset_config",
     "tiny_checkpoint",
 ]
 

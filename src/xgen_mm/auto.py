@@ -20,6 +20,7 @@ from typing import Any
 PUBLIC_HOMES = {
     "conversion.presets": ("PRESETS", "preset_config"),
     "errors": ("ConversionError", "ImageInputError", "PlaceholderMismatchError", "PushError", "XGenMMError"),
+    "generation.chat_session": ("ChatSession",),
     "modeling.configuration_xgen_mm": ("XGenMMConfig", "XGenMMResamplerConfig"),
     "modeling.modeling_xgen_mm": ("XGenMMForConditionalGeneration", "XGenMMModel", "XGenMMPreTrainedModel"),
     "modeling.resampler": ("XGenMMPerceiverResampler",),

@@ -22,7 +22,7 @@ class PushError(XGenMMError):
 
 
 class DataError(XGenMMError):
-    """A row of a data set cannot be used; `reason` names the kind of fault in a few words, so that it can be counted."""
+    """A row of a data set cannot be used; `reason` names the kind of fault in a few words."""
 
     def __init__(self, reason: str, message: str) -> None:
         """Keep the reason beside the message."""

@@ -217,16 +217,23 @@ class XGenMMV1ForConditionalGeneration(XGenMMForConditionalGeneration):
     ) -> dict[str, Any]:
         """Encode the pictures for `generate`, with the prompt as it is before beams and new tokens are added.
 
-        The host's method hands the pictures alone to `get_image_features`.
+        The host's method hands the pictures alone to `get_image_features`. Pictures in the cache of earlier turns stay
+        as they were encoded for the prompt of their turn.
         """
+        self._suppress_placeholders(generation_config)
         if model_kwargs.get("pixel_values") is None or model_kwargs.get("mm_encoder_outputs") is not None:
             return model_kwargs
-        model_kwargs["mm_encoder_outputs"] = {
-            "image": self.get_image_features(
-                model_kwargs.pop("pixel_values"),
-                model_kwargs.pop("image_sizes", None),
-                attention_mask=model_kwargs.get("attention_mask"),
-                **{model_input_name or self.main_input_name: inputs_tensor},
-            )
-        }
+        input_name = model_input_name or self.main_input_name
+        kept = self._pictures_not_cached(inputs_tensor, model_kwargs) if input_name == "input_ids" else None
+        outputs = self.get_image_features(
+            model_kwargs.pop("pixel_values"),
+            model_kwargs.pop("image_sizes", None),
+            attention_mask=model_kwargs.get("attention_mask"),
+            **{input_name: inputs_tensor},
+        )
+        if kept is not None:
+            # The prompt is read as a whole, so the others were encoded too.
+            outputs.pooler_output = [outputs.pooler_output[picture] for picture in kept]
+        if kept is None or kept:
+            model_kwargs["mm_encoder_outputs"] = {"image": outputs}
         return model_kwargs

@@ -1,0 +1,1 @@
+"""Ways to use a model beyond one call of `generate`."""
