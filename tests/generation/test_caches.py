@@ -11,7 +11,7 @@ from transformers import DynamicCache, StaticCache
 from tests.v1 import small_v1
 from xgen_mm import XGenMMForConditionalGeneration, XGenMMProcessor
 from xgen_mm.errors import PlaceholderMismatchError
-from xgen_mm.modeling.cached_pictures import new_pictures
+from xgen_mm.modeling.picture_generation import new_pictures
 
 from .conftest import ONE, TWO, Answers, Encode, question
 

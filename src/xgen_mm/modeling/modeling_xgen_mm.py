@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto import AutoModel
@@ -21,8 +20,8 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 
 from ..errors import ConversionError, PlaceholderMismatchError
 from ..weight_files import check_weight_files
-from .cached_pictures import new_pictures
 from .configuration_xgen_mm import RELEASED_GRIDS, XGenMMConfig
+from .picture_generation import PictureGenerationMixin
 from .released_config import (
     RELEASED_HEAD,
     UNUSED_RELEASED_WEIGHTS,
@@ -399,7 +398,7 @@ class XGenMMModel(XGenMMPreTrainedModel):
         return max(1, values // (self.config.cells_per_tile**2 * self.config.resampler_config.hidden_size))
 
 
-class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, GenerationMixin):
+class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMixin):
     """xGen-MM with a language-modelling head: `generate` answers questions about interleaved pictures and text."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -464,60 +463,6 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, GenerationMixin):
             seed=seed,
         )
         return model_from_parts(cls, vision, text, tokenizer=tokenizer, dtype=dtype, settings=settings)
-
-    def _maybe_prepare_encoder_kwargs_for_generation(
-        self,
-        inputs_tensor: torch.Tensor,
-        model_kwargs: dict[str, Any],
-        model_input_name: str | None,
-        generation_config: GenerationConfig,
-    ) -> dict[str, Any]:
-        """Encode the pictures for `generate`, those apart that the cache of earlier turns holds."""
-        self._suppress_placeholders(generation_config)
-        if model_input_name == "input_ids":
-            self._leave_out_cached_pictures(inputs_tensor, model_kwargs)
-        return super()._maybe_prepare_encoder_kwargs_for_generation(
-            inputs_tensor, model_kwargs, model_input_name, generation_config
-        )
-
-    def _suppress_placeholders(self, generation_config: GenerationConfig) -> None:
-        """Never generate placeholders.
-
-        An answer with one could not be read back as a prompt, and prompt lookup would propose the runs of them that
-        prompts are full of.
-        """
-        suppressed = generation_config.suppress_tokens or []
-        if self.config.image_token_id not in suppressed:
-            generation_config.suppress_tokens = [*suppressed, self.config.image_token_id]
-
-    def _leave_out_cached_pictures(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> None:
-        kept = self._pictures_not_cached(input_ids, model_kwargs)
-        if kept is None:
-            return
-        pixel_values, image_sizes = model_kwargs.pop("pixel_values"), model_kwargs.pop("image_sizes", None)
-        if not kept:
-            return
-        if pixel_values.dim() == 4:
-            tiles = pixel_values.split(self.model._layout(pixel_values, image_sizes).num_tiles)
-            model_kwargs["pixel_values"] = torch.cat([tiles[picture] for picture in kept])
-        else:
-            model_kwargs["pixel_values"] = pixel_values[kept]
-        if image_sizes is not None:
-            model_kwargs["image_sizes"] = image_sizes[kept]
-
-    def _pictures_not_cached(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> list[int] | None:
-        """Indices of the pictures that the cache does not hold; `None` if there is nothing to leave out."""
-        cache, pixel_values = model_kwargs.get("past_key_values"), model_kwargs.get("pixel_values")
-        num_cached = 0 if cache is None else int(cache.get_seq_length())
-        if num_cached == 0 or pixel_values is None:
-            return None
-        layout = self.model._layout(pixel_values, model_kwargs.get("image_sizes"))
-        return new_pictures(
-            input_ids,
-            image_token_id=self.config.image_token_id,
-            num_image_tokens=[self.config.resampler_config.num_latents * count for count in layout.num_groups],
-            num_cached=num_cached,
-        )
 
     def get_output_embeddings(self) -> nn.Linear:
         """The output layer."""
