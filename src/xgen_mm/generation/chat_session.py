@@ -32,6 +32,9 @@ class ChatSession:
         self.processor = processor
         self.generation = generation
         self.system_prompt = system_prompt
+        self.messages: list[dict[str, Any]] = []
+        self._cache: Any = None
+        self._cached_ids = torch.empty(0, dtype=torch.long)
         self.restart()
 
     def restart(self) -> None:
@@ -40,7 +43,7 @@ class ChatSession:
         `messages` may be edited between turns, and the cache is cut where the text differs. An exchanged picture is
         not noticed, because all pictures have the same placeholders: restart instead.
         """
-        self.messages: list[dict[str, Any]] = []
+        self.messages = []
         if self.system_prompt is not None:
             self.messages.append(_message("system", [{"type": "text", "text": self.system_prompt}]))
         self._forget()
@@ -105,8 +108,7 @@ class ChatSession:
             self._forget()
 
     def _forget(self) -> None:
-        self._cache: Any = None
-        self._cached_ids = torch.empty(0, dtype=torch.long)
+        self._cache, self._cached_ids = None, torch.empty(0, dtype=torch.long)
 
 
 def _message(role: str, content: list[dict[str, Any]]) -> dict[str, Any]:

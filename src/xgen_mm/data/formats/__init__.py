@@ -1,0 +1,1 @@
+"""One reader per source format; `registry.py` knows them by name."""
