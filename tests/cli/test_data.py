@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +227,9 @@ def test_contact_sheet_long_text_is_cut_and_grows_with_its_lines() -> None:
         panel = SamplePanel(heading="x" * 500, pictures=(), segments=(Segment("naïve 中\n" * length, "learned"),))
         heights.append(draw_contact_sheet([panel], title="t" * 500).height)
     assert heights[0] < heights[1] < heights[2] == heights[3]
+
+
+def test_data_command_is_imported_without_torch() -> None:
+    code = "import sys, xgen_mm.cli.data; print(sorted(sys.modules.keys() & {'datasets', 'torch', 'transformers'}))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

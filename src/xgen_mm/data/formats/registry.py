@@ -1,12 +1,14 @@
-"""Formats by name. A reader's module is imported when the format is asked for."""
+"""Formats by name. A reader's module is imported when the format is asked for; this one imports next to nothing."""
 
 import dataclasses
 import difflib
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .row import FormatReader
+if TYPE_CHECKING:
+    # The names alone are wanted on command lines, which must answer at once.
+    from .row import FormatReader
 
 # Module and class of each format.
 FORMATS: Mapping[str, tuple[str, str]] = {
@@ -36,7 +38,7 @@ FORMATS: Mapping[str, tuple[str, str]] = {
 }
 
 
-def reader_class(name: str) -> type[FormatReader]:
+def reader_class(name: str) -> "type[FormatReader]":
     """Reader of a format.
 
     Raises:
@@ -51,7 +53,7 @@ def reader_class(name: str) -> type[FormatReader]:
     return found
 
 
-def make_reader(name: str, options: Mapping[str, Any] | None = None) -> FormatReader:
+def make_reader(name: str, options: Mapping[str, Any] | None = None) -> "FormatReader":
     """Reader of a format with its options, as a recipe gives them (lists stand for tuples).
 
     Raises:
