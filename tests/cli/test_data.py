@@ -30,11 +30,6 @@ from xgen_mm.data.formats.registry import FORMATS
 FIXTURES = Path(__file__).parents[1] / "data" / "fixtures"
 
 
-@pytest.fixture(autouse=True)
-def data_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry, "COMMANDS", tuple(dict.fromkeys((*entry.COMMANDS, "data"))))
-
-
 @pytest.fixture
 def mixed_rows(tmp_path: Path) -> Path:
     """Two good rows, one with two pictures of different shape, and two broken ones."""

@@ -244,7 +244,10 @@ def test_ocr_idl_each_page_with_text_is_a_document() -> None:
     first, last = read("ocr_idl.tar", "ocr_idl")
     assert [part for part in first.parts if isinstance(part, Text)] == [Text("ACME CORP\nInvoice 7")]
     assert [part for part in last.parts if isinstance(part, Text)] == [Text("Total 12")]
-    assert [record.provenance.details for record in (first, last)] == [{"page": 0}, {"page": 2}]
+    assert [record.provenance.details for record in (first, last)] == [
+        {"page": 0, "num_pages": 3},
+        {"page": 2, "num_pages": 3},
+    ]
     assert sizes(first) == [(48, 64)]
     assert len(read("ocr_idl.tar", "ocr_idl", max_pages=1)) == 1
 

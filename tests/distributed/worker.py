@@ -1,6 +1,6 @@
 """One of two processes: the same step under DDP, FSDP2 and tensor parallelism. Started by torchrun.
 
-Arguments: checkpoint, batch (safetensors), directory for results. Rank 0 writes one file per way.
+Arguments: checkpoint, batch (safetensors), directory for results, ways. Rank 0 writes one file per way.
 """
 
 import sys
@@ -86,7 +86,7 @@ def main() -> None:
     checkpoint, batch_file, results = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     dist.init_process_group("gloo")
     batch = load_file(batch_file)
-    for way in ("ddp", "fsdp", "tp"):
+    for way in sys.argv[4:]:
         run(way, checkpoint, batch, results)
     dist.destroy_process_group()
 

@@ -13,7 +13,10 @@ def build_help_page() -> str:
     """The page as Markdown, generated from the parsers."""
     parser = build_parser()
     subparsers = parser.get_subparsers()
-    sections = [(PROGRAM, parser), *((f"{PROGRAM} {name}", subparsers[name]) for name in COMMANDS)]
+    sections = [(PROGRAM, parser)]
+    for name in COMMANDS:
+        sections.append((f"{PROGRAM} {name}", subparsers[name]))
+        sections += [(inner.prog, inner) for inner in subparsers[name].get_subparsers().values()]
     lines = [
         "# Commands",
         "",

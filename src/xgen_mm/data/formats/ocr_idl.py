@@ -28,7 +28,7 @@ class OcrIdlReader(FormatReader):
     id_fields: ClassVar[tuple[str, ...]] = ("__key__",)
 
     def read(self, row: Row) -> list[Record]:
-        """One document per page with text: the page, then its lines."""
+        """One document per page with text: the page, then its lines. `num_pages` counts blank pages too."""
         content = row.as_mapping(row.parsed("json", notation="json"), "json")
         pages = row.as_list(content.get("pages"), "json.pages")
         # Frames beyond the last page that is read are not decoded.
@@ -38,7 +38,7 @@ class OcrIdlReader(FormatReader):
             text = "\n".join(self._lines(row, page, f"json.pages[{index}]")).strip()
             if text:
                 picture = row.picture(frame, f"tif[{index}]")
-                records.append(Document((picture, Text(text)), row.provenance(page=index)))
+                records.append(Document((picture, Text(text)), row.provenance(page=index, num_pages=len(pages))))
         if not records:
             raise row.error("empty text", "json.pages", "expected text on some page, found none")
         return records
