@@ -103,17 +103,16 @@ class ResumableLoader:
         self._places = {int(part): place for part, place in state["places"].items()}
 
     def statistics(self) -> dict[str, dict[str, int]]:
-        """What was drawn from each data set, and left out by reason, up to the windows the last batches came from."""
-        names = [entry.name for entry in self.stream.mixture.entries]
-        drawn = dict.fromkeys(names, 0)
-        skipped: dict[str, int] = {}
+        """What this rank drew from each data set, in the mixture's unit, and left out by reason.
+
+        Whole windows count, although some of their batches may not have been handed out yet.
+        """
+        statistics: dict[str, dict[str, int]] = {"drawn": {}, "skipped": {}}
         for place in self._places.values():
-            start = place["start"] or {"amounts": [], "skipped": {}}
-            for name, amount in zip(names, start["amounts"], strict=False):
-                drawn[name] += amount
-            for reason, count in start["skipped"].items():
-                skipped[reason] = skipped.get(reason, 0) + count
-        return {"drawn": drawn, "skipped": skipped}
+            for kind, counts in place["counts"].items():
+                for name, count in counts.items():
+                    statistics[kind][name] = statistics[kind].get(name, 0) + count
+        return statistics
 
     def _settings(self) -> dict[str, Any]:
         return {**self.stream.description(), "num_workers": self.num_workers}

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .collators import BadPolicy, Batch
-from .cursors import Cursor, Place, Shard, generator_for
+from .cursors import Place, Shard, generator_for
 from .encoding import Sample, SampleError
 from .mixture import Mixture
 from .samplers import Grouping
@@ -97,8 +97,9 @@ class _GroupCursor:
         self._number = place["window"] if place else 0
         self._start: Place | None = place["start"] if place else None
         self._given = place["given"] if place else 0
-        self._samples: Cursor[Sample] = stream.mixture.open(shard, place=self._start, epoch=stream.epoch)
+        self._samples = stream.mixture.open(shard, place=self._start, epoch=stream.epoch)
         self._groups: list[Group] = []
+        self._counts: dict[str, dict[str, int]] = {"drawn": {}, "skipped": {}}
         if place:
             self._read_window()
 
@@ -120,9 +121,10 @@ class _GroupCursor:
         return group
 
     def place(self) -> Place:
-        return {"start": self._start, "window": self._number, "given": self._given}
+        return {"start": self._start, "window": self._number, "given": self._given, "counts": self._counts}
 
     def _read_window(self) -> None:
         samples = list(islice(self._samples, self._stream.window))
+        self._counts = {"drawn": self._samples.drawn(), "skipped": self._samples.skipped()}
         rng = generator_for(self._stream.mixture.seed, self._shard.index, self._stream.epoch, self._number)
         self._groups = [[samples[index] for index in group] for group in self._stream.grouping.plan(samples, rng=rng)]
