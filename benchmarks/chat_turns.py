@@ -57,12 +57,12 @@ def measure(num_layers: int, num_rounds: int) -> dict[str, Any]:
     first = dict(inputs, input_ids=inputs["input_ids"][:, :-NUM_SECOND])
     arguments = {"max_new_tokens": 1, "min_new_tokens": 1, "do_sample": False}
     cache = DynamicCache(config=model.config.get_text_config())
-    model.generate(**first, **arguments, past_key_values=cache)
+    model.generate(**first, **arguments, cache=cache)
     seconds: dict[str, list[float]] = {"anew": [], "from the cache": []}
     ids = {}
     for _ in range(num_rounds):
         for name in seconds:
-            extra = {"past_key_values": copy.deepcopy(cache)} if name == "from the cache" else {}
+            extra = {"cache": copy.deepcopy(cache)} if name == "from the cache" else {}
             started = time.perf_counter()
             ids[name] = model.generate(**inputs, **arguments, **extra)
             seconds[name].append(time.perf_counter() - started)

@@ -9,6 +9,7 @@ from benchmarks.suite.phases.encoding import count_encoded
 from benchmarks.suite.phases.prefill import PARTS, prefill_jobs
 from benchmarks.suite.shapes import FULL, HOST, SMALL, TOY
 from benchmarks.suite.systems import STANDARD, SYSTEMS, TILES_PER_IMAGE, build_system
+from xgen_mm.modeling.host import CACHE_NAME
 
 SHAPE = replace(TOY, vocab_size=128)
 
@@ -22,7 +23,7 @@ def test_system_prefills_a_prompt_with_two_pictures(name: str) -> None:
     with torch.no_grad():
         outputs = built.model(**inputs, logits_to_keep=1, use_cache=True)
     assert outputs.logits.shape == (1, 1, SHAPE.vocab_size)
-    assert outputs.past_key_values.get_seq_length() == inputs["input_ids"].shape[1]
+    assert getattr(outputs, CACHE_NAME).get_seq_length() == inputs["input_ids"].shape[1]
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

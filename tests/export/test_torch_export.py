@@ -5,6 +5,7 @@ from torch.export import Dim, export
 from transformers import StaticCache
 
 from xgen_mm import XGenMMConfig, XGenMMForConditionalGeneration
+from xgen_mm.modeling.host import CACHE_NAME
 from xgen_mm.modeling.tile_layout import anyres_layout
 
 
@@ -67,7 +68,7 @@ class Decoder(torch.nn.Module):
 
     def forward(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         outputs = self.model(
-            inputs_embeds=inputs_embeds, position_ids=position_ids, past_key_values=self.cache, use_cache=True
+            inputs_embeds=inputs_embeds, position_ids=position_ids, **{CACHE_NAME: self.cache}, use_cache=True
         )
         logits: torch.Tensor = outputs.logits
         return logits

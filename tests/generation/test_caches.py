@@ -11,6 +11,7 @@ from transformers import DynamicCache, StaticCache
 from tests.v1 import small_v1
 from xgen_mm import XGenMMForConditionalGeneration, XGenMMProcessor
 from xgen_mm.errors import PlaceholderMismatchError
+from xgen_mm.modeling.host import CACHE_NAME
 from xgen_mm.modeling.picture_generation import new_pictures
 
 from .conftest import ONE, TWO, Answers, Encode, question
@@ -65,13 +66,13 @@ def test_second_turn_from_a_cache_encodes_the_new_picture_alone(
 ) -> None:
     sizes = {"max_cache_len": 400} if cache_class is StaticCache else {}
     cache = cache_class(config=model.config.get_text_config(), **sizes)
-    (first,) = answers(encode(ONE), past_key_values=cache)
+    (first,) = answers(encode(ONE), cache=cache)
     inputs = encode(second_turn(first))
     tower_calls.clear()
     expected = answers(inputs)
     assert sum(tower_calls) == 10
     tower_calls.clear()
-    assert answers(inputs, past_key_values=cache) == expected == ["392"]
+    assert answers(inputs, cache=cache) == expected == ["392"]
     assert sum(tower_calls) == 5
 
 
@@ -79,15 +80,15 @@ def test_turn_without_a_new_picture_takes_all_pictures_or_none(
     model: XGenMMForConditionalGeneration, encode: Encode, answers: Answers, tower_calls: list[int]
 ) -> None:
     cache = DynamicCache(config=model.config.get_text_config())
-    (first,) = answers(encode(ONE), past_key_values=cache)
+    (first,) = answers(encode(ONE), cache=cache)
     chat = [*second_turn(first)[:2], *question("How many digits are in the image?")]
     inputs = encode(chat)
     expected = answers(inputs)
     tower_calls.clear()
-    assert answers(inputs, past_key_values=copy.deepcopy(cache)) == expected
+    assert answers(inputs, cache=copy.deepcopy(cache)) == expected
     texts = {name: value for name, value in inputs.items() if name not in ("pixel_values", "image_sizes")}
     without_pictures = type(inputs)(texts)
-    assert answers(without_pictures, past_key_values=cache) == expected
+    assert answers(without_pictures, cache=cache) == expected
     assert tower_calls == []
 
 
@@ -98,15 +99,15 @@ def test_v1_second_turn_goes_on_from_a_cache() -> None:
     ids = torch.tensor([small_v1.prompt([7], 4, [8])])
     turn = model.generate(input_ids=ids, **first, max_new_tokens=3, return_dict_in_generate=True)
     longer = torch.cat([turn.sequences, torch.tensor([small_v1.prompt([9], 5, [10])])], dim=1)
-    cached = turn.past_key_values.get_seq_length()
-    found = model.generate(input_ids=longer, **both, past_key_values=turn.past_key_values, max_new_tokens=3)
+    cache = getattr(turn, CACHE_NAME)
+    cached = cache.get_seq_length()
+    found = model.generate(input_ids=longer, **both, cache=cache, max_new_tokens=3)
     assert cached >= ids.shape[1]
     assert found.shape[1] == longer.shape[1] + 3
     # What is new after a turn without further pictures depends on the cache alone.
     text = torch.cat([found, torch.tensor([[11, 12]])], dim=1)
     with_pictures, without = (
-        model.generate(input_ids=text, past_key_values=copy.deepcopy(turn.past_key_values), max_new_tokens=3, **extra)
-        for extra in (both, {})
+        model.generate(input_ids=text, cache=copy.deepcopy(cache), max_new_tokens=3, **extra) for extra in (both, {})
     )
     assert torch.equal(with_pictures, without)
 

@@ -8,6 +8,7 @@ from torch._dynamo.testing import CompileCounter
 from transformers import CompileConfig, StaticCache
 
 from xgen_mm import XGenMMForConditionalGeneration
+from xgen_mm.modeling.host import CACHE_NAME
 
 from .conftest import TWO, Answers, Encode
 
@@ -24,14 +25,14 @@ def decode(model: XGenMMForConditionalGeneration, inputs: Any, step: Any, *, num
     ids = inputs["input_ids"]
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=ids.shape[1] + num_steps)
     with torch.no_grad():
-        outputs = model(**inputs, past_key_values=cache, use_cache=True)
+        outputs = model(**inputs, **{CACHE_NAME: cache}, use_cache=True)
         found = []
         for position in range(ids.shape[1], ids.shape[1] + num_steps):
             token = outputs.logits[:, -1:].argmax(-1)
             found.append(int(token))
             outputs = step(
                 input_ids=token,
-                past_key_values=cache,
+                **{CACHE_NAME: cache},
                 position_ids=torch.tensor([[position]]),
                 use_cache=True,
             )

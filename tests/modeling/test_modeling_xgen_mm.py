@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModel, AutoModelForImageTextToText, DynamicCache
 
 from xgen_mm import PlaceholderMismatchError, XGenMMConfig, XGenMMForConditionalGeneration, XGenMMModel
+from xgen_mm.modeling.host import CACHE_NAME
 
 IMAGE, PAD, EOS = 5, 0, 2
 TILE = 28
@@ -146,10 +147,10 @@ def test_decoding_step_with_cache_equals_full_forward(
     inputs = single(batch, 2)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(**inputs, past_key_values=cache, use_cache=True)
+        model(**inputs, **{CACHE_NAME: cache}, use_cache=True)
         next_ids = torch.tensor([[17]])
         mask = torch.ones(1, inputs["input_ids"].shape[1] + 1, dtype=torch.long)
-        step = model(input_ids=next_ids, attention_mask=mask, past_key_values=cache).logits[:, -1]
+        step = model(input_ids=next_ids, attention_mask=mask, **{CACHE_NAME: cache}).logits[:, -1]
         full_inputs = inputs | {"input_ids": torch.cat([inputs["input_ids"], next_ids], 1), "attention_mask": mask}
         full = model(**full_inputs).logits[:, -1]
     torch.testing.assert_close(step, full, atol=1e-5, rtol=1e-5)

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModel, AutoModelForImageTextToText, DynamicCache
 
 from xgen_mm import PlaceholderMismatchError, XGenMMV1ForConditionalGeneration, XGenMMV1Model
+from xgen_mm.modeling.host import CACHE_NAME
 
 from .small_v1 import IMAGE, SQUARE, TALL, TILE, WIDE, build, left_pad, make_images, prompt
 
@@ -136,10 +137,10 @@ def test_decoding_step_with_cache_equals_full_forward_on_the_same_image_tokens(
     inputs = single(batch, 0, ROWS[0])
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(**inputs, past_key_values=cache, use_cache=True)
+        model(**inputs, **{CACHE_NAME: cache}, use_cache=True)
         next_ids = torch.tensor([[17]])
         mask = torch.ones(1, inputs["input_ids"].shape[1] + 1, dtype=torch.long)
-        step = model(input_ids=next_ids, attention_mask=mask, past_key_values=cache).logits[:, -1]
+        step = model(input_ids=next_ids, attention_mask=mask, **{CACHE_NAME: cache}).logits[:, -1]
         image_outputs = model.get_image_features(**inputs)
         ids = torch.cat([inputs["input_ids"], next_ids], 1)
         full = model(ids, attention_mask=mask, mm_encoder_outputs={"image": image_outputs}).logits[:, -1]

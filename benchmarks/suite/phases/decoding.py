@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache, StaticCache
 
+from xgen_mm.modeling.host import CACHE_NAME
+
 from ..clock import Job, ratios
 from ..context import Context
 from ..results import OURS, Recorder
@@ -44,7 +46,7 @@ def continue_from(model: Any, cache: Any, ids: torch.Tensor, *, num_tokens: int)
         outputs = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            past_key_values=cache,
+            **{CACHE_NAME: cache},
             max_new_tokens=num_tokens,
             do_sample=False,
             pad_token_id=0,
@@ -64,7 +66,7 @@ def step_by_hand(step: Callable[..., Any], cache: Any, ids: torch.Tensor, *, num
     def job() -> object:
         token = ids[:, -1:]
         for _ in range(num_tokens):
-            scores = step(input_ids=token, past_key_values=cache, use_cache=True).logits
+            scores = step(input_ids=token, **{CACHE_NAME: cache}, use_cache=True).logits
             token = scores[:, -1:].argmax(-1)
         cut_back(cache, start)
         return token
@@ -132,7 +134,7 @@ def _measure_static(context: Context, recorder: Recorder, built: BuiltSystem, *,
     }
     with torch.no_grad():
         for cache in caches.values():
-            built.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            built.model(**inputs, **{CACHE_NAME: cache}, use_cache=True, logits_to_keep=1)
             cut_back(cache, ids.shape[1] - 1)
     torch._dynamo.reset()
     mode = "reduce-overhead" if context.device == "cuda" else "default"

@@ -4,6 +4,8 @@ import torch
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from xgen_mm.modeling.host import CACHE_NAME
+
 from ..clock import Job, ratios
 from ..context import Context
 from ..results import OURS, Recorder
@@ -24,10 +26,10 @@ def measure_turns(context: Context, recorder: Recorder) -> None:
     with torch.no_grad():
         pictures = built.model.get_image_features(inputs["pixel_values"], inputs["image_sizes"]).pooler_output
         first = {"input_ids": ids[:, :-NUM_SECOND], "attention_mask": inputs["attention_mask"][:, :-NUM_SECOND]}
-        built.model(**(inputs | first), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        built.model(**(inputs | first), **{CACHE_NAME: cache}, use_cache=True, logits_to_keep=1)
 
     def from_cache() -> object:
-        outputs = built.model.generate(**inputs, **arguments, past_key_values=cache)
+        outputs = built.model.generate(**inputs, **arguments, **{CACHE_NAME: cache})
         cut_back(cache, ids.shape[1] - NUM_SECOND)
         return outputs
 

@@ -5,6 +5,8 @@ from typing import Any, TypeAlias
 
 import torch
 
+from ..modeling.host import CACHE_NAME
+
 Part: TypeAlias = Any
 
 
@@ -72,7 +74,7 @@ class ChatSession:
         try:
             outputs = self.model.generate(
                 **inputs,
-                **({"past_key_values": self._cache} if self._cache is not None else {}),
+                **({CACHE_NAME: self._cache} if self._cache is not None else {}),
                 **{**self.generation, **generation},
                 return_dict_in_generate=True,
             )
@@ -80,7 +82,7 @@ class ChatSession:
             # The cache may have grown by a part of the turn.
             self._forget()
             raise
-        self._cache = outputs.past_key_values
+        self._cache = getattr(outputs, CACHE_NAME)
         sequence = outputs.sequences[0].cpu()
         self._cached_ids = sequence[: self._cache.get_seq_length()]
         answer: str = self.processor.decode(sequence[len(ids) :], skip_special_tokens=True).strip()

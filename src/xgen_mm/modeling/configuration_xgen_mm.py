@@ -89,7 +89,8 @@ class XGenMMConfig(PreTrainedConfig):
         "resampler_config": XGenMMResamplerConfig,
         "text_config": AutoConfig,
     }
-    keys_to_ignore_at_inference = ["past_key_values"]
+    # Evaluation by the host's Trainer keeps scores alone: no caches (by both of their names), no image tokens.
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "image_hidden_states"]
     # Other models of the host call it so.
     attribute_map = {"image_token_index": "image_token_id"}
     # Tower and resampler are gathered as wholes too: `generate` calls them outside the model's own forward pass.

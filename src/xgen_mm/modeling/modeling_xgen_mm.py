@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
 from transformers.loss.loss_utils import ForCausalLMLoss
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto import AutoModel
 from transformers.processing_utils import Unpack
@@ -44,35 +47,38 @@ CPU_VALUES_PER_CALL = 4 * 729 * 1152
 ACCELERATOR_VALUES_PER_CALL = 128 * 729 * 1152
 
 
+class _ImageOutputs:
+    """Answers `image_outputs`, which outputs of the host's models have since transformers 5.24."""
+
+    image_hidden_states: torch.Tensor | None
+
+    @property
+    def image_outputs(self) -> BaseModelOutputWithPooling | None:
+        """`pooler_output` holds `image_hidden_states`; features of the vision tower are not kept: memory."""
+        if self.image_hidden_states is None:
+            return None
+        return BaseModelOutputWithPooling(pooler_output=self.image_hidden_states)
+
+
 @dataclass
-class XGenMMModelOutputWithPast(BaseModelOutputWithPast):
-    """Output of `XGenMMModel`.
+class XGenMMModelOutputWithPast(_ImageOutputs, BaseModelOutputWithPast):
+    """Output of `XGenMMModel`: fields of the host's class, and those below.
 
     Attributes:
-        image_hidden_states: Image tokens of all pictures, shape (image_tokens, hidden_size), if there were pictures.
+        image_hidden_states: Image tokens of all images, shape (image_tokens, hidden_size), if there were images.
     """
 
     image_hidden_states: torch.Tensor | None = None
 
 
 @dataclass
-class XGenMMCausalLMOutputWithPast(ModelOutput):
-    """Output of `XGenMMForConditionalGeneration`.
+class XGenMMCausalLMOutputWithPast(_ImageOutputs, CausalLMOutputWithPast):
+    """Output of `XGenMMForConditionalGeneration`: fields of the host's class, and those below.
 
     Attributes:
-        loss: Next-token loss, a scalar, if `labels` were given.
-        logits: Scores, shape (batch, kept positions, vocab_size).
-        past_key_values: Cache of the language model.
-        hidden_states: Hidden states of the language model, if asked for.
-        attentions: Attention weights of the language model, if asked for.
-        image_hidden_states: Image tokens of all pictures, shape (image_tokens, hidden_size), if there were pictures.
+        image_hidden_states: Image tokens of all images, shape (image_tokens, hidden_size), if there were images.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
 
 
@@ -163,7 +169,6 @@ class XGenMMModel(XGenMMPreTrainedModel):
         image_sizes: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
@@ -177,12 +182,12 @@ class XGenMMModel(XGenMMPreTrainedModel):
             image_sizes: Original (height, width) of each picture, shape (num_images, 2).
             attention_mask: Shape (batch, sequence), 1 on real tokens.
             position_ids: Shape (batch, sequence).
-            past_key_values: Cache of earlier positions.
             inputs_embeds: Embeddings instead of `input_ids`, shape (batch, sequence, hidden_size).
             use_cache: Whether to return a cache.
             mm_encoder_outputs: `{"image": output of get_image_features}` instead of `pixel_values`. Without a
                 `pooler_output`, its `last_hidden_state` goes through the resampler first, which needs `image_sizes`.
-            **kwargs: Passed on to the language model.
+            **kwargs: Passed on to the language model, the cache of earlier positions among them under the name
+                that the installed transformers gives it (`cache`; `past_key_values` before 5.24).
 
         Raises:
             ValueError: If not exactly one of `input_ids` and `inputs_embeds`, or both forms of images, are given.
@@ -220,18 +225,11 @@ class XGenMMModel(XGenMMPreTrainedModel):
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
         )
-        return XGenMMModelOutputWithPast(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=image_features,
-        )
+        return XGenMMModelOutputWithPast(**outputs, image_hidden_states=image_features)
 
     def _is_placeholder(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """Bool, shape (batch, sequence)."""
@@ -426,7 +424,6 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMix
         image_sizes: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -443,7 +440,6 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMix
             image_sizes: Original (height, width) of each picture, shape (num_images, 2); `None` means one tile each.
             attention_mask: Shape (batch, sequence), 1 on real tokens.
             position_ids: Shape (batch, sequence).
-            past_key_values: Cache of earlier positions.
             inputs_embeds: Embeddings instead of `input_ids`, shape (batch, sequence, hidden_size).
             labels: Target ids, shape (batch, sequence), -100 where there is no loss.
             use_cache: Whether to return a cache.
@@ -452,7 +448,8 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMix
                 vocabulary times sequence never lies in memory; loss and gradients are the same. `None` does so in
                 training mode if there are labels and `logits_to_keep` is 0. `False` always returns logits.
             mm_encoder_outputs: `{"image": output of get_image_features}` instead of `pixel_values`.
-            **kwargs: Passed on to the language model and the loss function (`num_items_in_batch`, `shift_labels`).
+            **kwargs: Passed on to the language model, the cache among them as in `XGenMMModel.forward`, and to the
+                loss function (`num_items_in_batch`, `shift_labels`).
 
         Raises:
             ValueError: If the inputs contradict one another, or logits are to be left out without `labels`.
@@ -464,7 +461,6 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMix
             image_sizes=image_sizes,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             mm_encoder_outputs=mm_encoder_outputs,
@@ -480,14 +476,9 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMix
                 loss = self.loss_function(
                     logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
                 )
-        return XGenMMCausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=outputs.image_hidden_states,
-        )
+        # What is left is named alike in both outputs, the cache as the installed host names it.
+        kept_outputs = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return XGenMMCausalLMOutputWithPast(loss=loss, logits=logits, **kept_outputs)
 
     def _skips_logits(
         self, skip_logits: bool | None, *, labels: torch.Tensor | None, logits_to_keep: int | torch.Tensor

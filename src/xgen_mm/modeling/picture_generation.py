@@ -1,15 +1,28 @@
 """What `generate` does for pictures: each is encoded once, and none that a cache of earlier turns already holds."""
 
+from functools import wraps
 from typing import Any
 
 import torch
+from transformers.cache_utils import Cache
 from transformers.generation import GenerationConfig, GenerationMixin
 
 from ..errors import PlaceholderMismatchError
+from .host import CACHE_NAME
 
 
 class PictureGenerationMixin(GenerationMixin):
     """The host's generation for models whose prompts hold one placeholder per image token."""
+
+    @wraps(GenerationMixin.generate)
+    def generate(
+        self, *args: Any, past_key_values: Cache | None = None, cache: Cache | None = None, **kwargs: Any
+    ) -> Any:
+        """As the host's method; the cache of earlier turns may have either of its names on every version."""
+        if past_key_values is not None and cache is not None:
+            raise ValueError("Give `cache` or `past_key_values`, not both: they are two names of one argument.")
+        given = past_key_values if cache is None else cache
+        return super().generate(*args, **kwargs, **({} if given is None else {CACHE_NAME: given}))
 
     def _maybe_prepare_encoder_kwargs_for_generation(
         self,
@@ -53,7 +66,7 @@ class PictureGenerationMixin(GenerationMixin):
 
     def _pictures_not_cached(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> list[int] | None:
         """Indices of the pictures that the cache does not hold; `None` if there is nothing to leave out."""
-        cache, pixel_values = model_kwargs.get("past_key_values"), model_kwargs.get("pixel_values")
+        cache, pixel_values = model_kwargs.get(CACHE_NAME), model_kwargs.get("pixel_values")
         num_cached = 0 if cache is None else int(cache.get_seq_length())
         if num_cached == 0 or pixel_values is None:
             return None

@@ -12,6 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 from ..errors import ConversionError
 from ..weight_files import check_weight_files
 from .configuration_xgen_mm import XGenMMConfig
+from .host import CACHE_NAME
 from .picture_generation import gather_weights_for_pictures
 from .released_config import (
     RELEASED_HEAD,
@@ -31,7 +32,7 @@ class XGenMMPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["XGenMMResamplerLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE_NAME]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True

@@ -83,7 +83,7 @@ class InputCounter:
         """Tokens, pairs and (none) labelled ones, on the device."""
         mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
         rows, length = text.shape[:2]
-        cached = inputs.get("past_key_values")
+        cached = inputs.get("cache") if inputs.get("cache") is not None else inputs.get("past_key_values")
         past = int(cached.get_seq_length()) if cached is not None else 0
         zero = torch.zeros((), dtype=torch.long, device=text.device)
         if past:
