@@ -34,7 +34,7 @@ torch = torch $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 create = $(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, not %d.%d: set PYTHON." % sys.version_info[:2] \
 	if sys.version_info < (3, 11) else 0)' && $(PYTHON) -m venv $(1)
 
-.PHONY: help demo test test-slow test-oldest test-eval test-wheel unit lint types format tiny-train tiny-eval bench clean
+.PHONY: help demo test test-slow test-oldest test-newest test-host test-hosts test-eval test-wheel unit lint types format tiny-train tiny-eval bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,25 @@ test-slow: $(VENV)/.dev ## Run the tests that take minutes
 
 test-oldest: ## Run the tests on the oldest supported transformers, in .venv-oldest
 	@$(MAKE) unit VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
+test-newest: ## Run the tests without any pins, on what the package index has today, in .venv-newest
+	@rm -rf .venv-newest
+	@$(MAKE) unit VENV=.venv-newest CONSTRAINTS=/dev/null
+
+# The gate of a merge runs this when there is a newer transformers than the pinned one. Everything that does not belong to
+# transformers stays pinned, so that a failure is the host's and torch stays the build that is there.
+test-host: ## Run the demo and the core tests on the newest transformers, the rest pinned, in .venv-host
+	@rm -rf .venv-host && mkdir -p outputs
+	@grep -vE '^(transformers|tokenizers|huggingface_hub)==' constraints.txt > outputs/constraints-host.txt
+	@$(MAKE) .venv-host/.dev VENV=.venv-host CONSTRAINTS=outputs/constraints-host.txt
+	@$(MAKE) demo VENV=.venv-host CONSTRAINTS=outputs/constraints-host.txt
+	@.venv-host/bin/python -m pytest $(PYTEST_FLAGS) tests/test_auto.py tests/test_compatibility.py tests/loading \
+		tests/modeling tests/processing tests/generation \
+		--deselect tests/test_compatibility.py::test_tested_versions_are_those_that_are_pinned_and_declared
+
+test-hosts: $(VENV)/.dev ## Exchange checkpoints between the pinned and the oldest supported transformers
+	@$(MAKE) .venv-oldest/.dev VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+	@XGEN_MM_OTHER_PYTHONS=$(CURDIR)/.venv-oldest/bin/python $(BIN)/python -m pytest $(PYTEST_FLAGS) -m slow tests/test_across_hosts.py
 
 test-eval: ## Run the tests of the evaluation harnesses beside lmms-eval, in .venv-eval
 	@$(MAKE) .venv-eval/.harness VENV=.venv-eval CONSTRAINTS=constraints-eval.txt

@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 
 # From the lowest to the highest; members of one layer do not know each other.
 LAYERS = (
-    ("anyres", "errors"),
+    ("anyres", "compatibility", "errors"),
     ("adapters", "sections", "weight_files"),
     ("modeling", "processing"),
     ("v1",),

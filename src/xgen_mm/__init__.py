@@ -7,6 +7,7 @@ Importing the package makes `AutoConfig`, `AutoModel`, `AutoModelForImageTextToT
 from typing import TYPE_CHECKING
 
 from .auto import PUBLIC_HOMES, load_public, register
+from .compatibility import refuse_old_host
 
 if TYPE_CHECKING:
     from .conversion.presets import PRESETS, preset_config
@@ -64,4 +65,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *(name for names in PUBLIC_HOMES.values() for name in names)})
 
 
+refuse_old_host()
 register()

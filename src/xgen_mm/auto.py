@@ -17,6 +17,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from .compatibility import NEWEST_TESTED, OLDEST_TESTED, host_version, warn_about_new_host
+
 PUBLIC_HOMES = {
     "conversion.presets": ("PRESETS", "preset_config"),
     "errors": ("ConversionError", "ImageInputError", "PlaceholderMismatchError", "PushError", "XGenMMError"),
@@ -90,6 +92,7 @@ def load_public(name: str) -> Any:
     name = _RELEASED_NAMES.get(name, name)
     if name not in _HOME_OF:
         raise AttributeError(f"module `{__package__}` has no attribute `{name}`")
+    warn_about_new_host()
     home = _HOME_OF[name]
     module = import_module(f".{home}", __package__)
     value = getattr(module, name)
@@ -111,7 +114,7 @@ def register() -> None:
         sys.modules.setdefault(alias, _PublicNames(alias))
     for name, enter_names in _ENTRIES.items():
         if name in sys.modules:
-            enter_names(sys.modules[name])
+            _enter_into(sys.modules[name], enter_names)
     if not any(isinstance(finder, _PostImportFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _PostImportFinder())
 
@@ -121,6 +124,17 @@ class _PublicNames(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         return load_public(name)
+
+
+def _enter_into(module: ModuleType, enter_names: Callable[[ModuleType], None]) -> None:
+    try:
+        enter_names(module)
+    except AttributeError as error:
+        raise ImportError(
+            f"transformers {host_version()} lacks what xgen-mm registers its models with: {error} "
+            f"(`{module.__name__}`). "
+            f"Versions {OLDEST_TESTED[0]}.{OLDEST_TESTED[1]} to {NEWEST_TESTED[0]}.{NEWEST_TESTED[1]} have it."
+        ) from error
 
 
 def _enter_top_level(_: ModuleType) -> None:
@@ -217,7 +231,7 @@ class _PostImportFinder(MetaPathFinder):
 
         def execute_and_enter(module: ModuleType) -> None:
             execute(module)
-            enter_names(module)
+            _enter_into(module, enter_names)
 
         # Set on this one loader object, which belongs to this one module.
         loader.exec_module = execute_and_enter  # type: ignore[method-assign]
