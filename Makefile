@@ -6,6 +6,7 @@
 #              PIP_EXTRA_INDEX_URL does the same. Not needed on macOS, or where pip already finds a CPU build.
 # PIP_FLAGS    Added to every `pip install`.
 # PYTEST_FLAGS Added to every pytest call, for example PYTEST_FLAGS='-x -k processor'.
+# MUTANT_FLAGS Of `make mutants`, for example MUTANT_FLAGS='--only anyres --jobs 4'.
 # BENCH_FLAGS  Of `make bench`: a quick run of everything by default; empty for all rounds and systems.
 # VENV, CONSTRAINTS  The environment to work in, and the file of pinned versions it is filled from.
 
@@ -13,6 +14,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+MUTANT_FLAGS ?=
 BENCH_FLAGS ?= --quick
 BENCH_RESULTS ?= outputs/benchmark.json
 VENV ?= .venv
@@ -34,7 +36,8 @@ torch = torch $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 create = $(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, not %d.%d: set PYTHON." % sys.version_info[:2] \
 	if sys.version_info < (3, 11) else 0)' && $(PYTHON) -m venv $(1)
 
-.PHONY: help demo test test-slow test-oldest test-newest test-host test-hosts test-host-suite test-eval test-wheel unit lint types format tiny-train tiny-eval bench clean
+.PHONY: help demo test test-slow test-oldest test-newest test-host test-hosts test-host-suite test-eval test-wheel \
+	mutants unit lint types format tiny-train tiny-eval bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -100,6 +103,9 @@ test-wheel: ## Build the wheel and run the tests against it, in .venv-wheel
 	@PIP_BUILD_CONSTRAINT=$(CONSTRAINTS) $(WHEEL_VENV)/bin/python -m pip wheel --quiet --no-deps $(PIP_FLAGS) --wheel-dir dist .
 	@wheel=$$(ls dist/*.whl) && $(call install,$(WHEEL_VENV),"$$wheel[train$(comma)dev]")
 	@$(WHEEL_VENV)/bin/python -m pytest $(PYTEST_FLAGS) tests
+
+mutants: $(VENV)/.dev ## Put small faults into copies of the source and count those that the tests notice
+	@$(BIN)/python -m tests.mutants.run $(MUTANT_FLAGS)
 
 lint: $(VENV)/.dev ## Check style, format and spelling
 	@echo "ruff, codespell"

@@ -163,3 +163,24 @@ def test_picture_size_follows_the_orientation_in_the_header() -> None:
     picture = Picture(buffer.getvalue())
     assert picture_size(picture) == (30, 20)
     assert (picture.load().height, picture.load().width) == (30, 20)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_text_tokens"])
+def test_sample_exactly_as_long_as_its_limit_is_kept_whole(packaged_processor: "XGenMMProcessor", name: str) -> None:
+    record = document("<image>aqz", height=60, width=60)
+    whole = RecordEncoder(packaged_processor)(record)
+    num_image_tokens = int((whole.input_ids == packaged_processor.image_token_id).sum())
+    length = len(whole) if name == "max_tokens" else len(whole) - num_image_tokens + 1
+    fitting = RecordEncoder(packaged_processor, limits=TokenLimits(**{name: length}))(record)
+    assert (fitting.input_ids.tolist(), fitting.is_cut) == (whole.input_ids.tolist(), False)
+    shorter = RecordEncoder(packaged_processor, limits=TokenLimits(**{name: length - 1}))(record)
+    assert (shorter.input_ids.tolist(), shorter.is_cut) == (whole.input_ids[:-1].tolist(), True)
+
+
+def test_picture_that_ends_at_the_limit_is_kept(packaged_processor: "XGenMMProcessor") -> None:
+    record = document("<image>aqz<image>b", height=60, width=60)
+    whole = RecordEncoder(packaged_processor)(record)
+    end = int(np.flatnonzero(whole.input_ids == packaged_processor.image_token_id)[-1]) + 1
+    for limit, pictures in ((end, 2), (end - 1, 1)):
+        sample = RecordEncoder(packaged_processor, limits=TokenLimits(max_tokens=limit))(record)
+        assert (len(sample.pictures), sample.is_cut) == (pictures, True)

@@ -27,6 +27,7 @@ def test_trainer_resumed_on_a_stream_ends_with_the_weights_of_an_uninterrupted_r
 ) -> None:
     straight = train(tmp_path / "straight", steps=(4,), num_workers=num_workers)
     halved = train(tmp_path / "halved", steps=(2, 4), num_workers=num_workers)
+    # Exactly: going on from a checkpoint is the same computation, in one process and with the same shapes.
     torch.testing.assert_close(halved, straight, atol=0, rtol=0)
     other = train(tmp_path / "other", steps=(2,), num_workers=num_workers)
     assert not torch.equal(other["lm_head.weight"], straight["lm_head.weight"])

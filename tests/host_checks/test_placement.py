@@ -57,6 +57,6 @@ def test_part_kept_on_disk_gives_the_same_logits(
     assert {weight.device.type for weight in split.get_submodule(part).parameters()} == {"meta"}
     batch = make_batch("tiles")
     with torch.no_grad():
-        assert torch.equal(split(**batch).logits, model(**batch).logits)
+        torch.testing.assert_close(split(**batch).logits, model(**batch).logits)
     settings = {"max_new_tokens": 3, "do_sample": False}
     assert torch.equal(split.generate(**batch, **settings), model.generate(**batch, **settings))

@@ -220,7 +220,7 @@ def test_precomputed_image_outputs_equal_pixel_values(
     with torch.no_grad():
         expected = model(**inputs, **pictures).logits
         outputs = model.get_image_features(**pictures)
-        assert torch.equal(model(**inputs, mm_encoder_outputs={"image": outputs}).logits, expected)
+        torch.testing.assert_close(model(**inputs, mm_encoder_outputs={"image": outputs}).logits, expected)
 
 
 def test_inputs_embeds_equal_input_ids(model: XGenMMForConditionalGeneration, batch: dict[str, torch.Tensor]) -> None:
@@ -228,7 +228,7 @@ def test_inputs_embeds_equal_input_ids(model: XGenMMForConditionalGeneration, ba
     with torch.no_grad():
         expected = model(**inputs).logits
         embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
-        assert torch.equal(model(**inputs, inputs_embeds=embeds).logits, expected)
+        torch.testing.assert_close(model(**inputs, inputs_embeds=embeds).logits, expected)
 
 
 @pytest.mark.parametrize("keep", [1, 3, torch.tensor([0, 5])], ids=["last", "last-3", "indices"])
@@ -286,7 +286,7 @@ def test_saved_model_loads_through_auto_classes_with_equal_logits(
         for auto_class in (AutoModel, AutoModelForImageTextToText):
             loaded = auto_class.from_pretrained(tmp_path).eval()
             assert type(loaded) is XGenMMForConditionalGeneration
-            assert torch.equal(loaded(**batch).logits, expected)
+            torch.testing.assert_close(loaded(**batch).logits, expected)
     base = XGenMMModel.from_pretrained(tmp_path)
     assert torch.equal(base.resampler.latents, model.model.resampler.latents)
 
@@ -349,4 +349,4 @@ def test_resized_embeddings_keep_old_rows_and_bias(batch: dict[str, torch.Tensor
         model.resize_token_embeddings(64)
         logits = model(**batch).logits
     assert model.config.text_config.vocab_size == 64
-    assert torch.equal(logits[..., :60], expected)
+    torch.testing.assert_close(logits[..., :60], expected)

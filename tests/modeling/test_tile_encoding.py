@@ -176,4 +176,19 @@ def test_embeddings_of_the_caller_are_never_written_to(model: XGenMMForCondition
     before = embeds.clone()
     logits = model.eval()(inputs_embeds=embeds, **inputs).logits
     assert torch.equal(embeds, before)
-    assert torch.equal(model(input_ids=batch["input_ids"], **inputs).logits, logits)
+    torch.testing.assert_close(model(input_ids=batch["input_ids"], **inputs).logits, logits)
+
+
+@torch.no_grad()
+def test_image_tokens_that_lie_side_by_side_by_chance_are_copied() -> None:
+    memory = torch.arange(21.0).view(7, 3).numpy()
+    # One piece of memory under two storages, as an allocator may hand them out.
+    parts = [
+        torch.frombuffer(memory, dtype=torch.float32, count=12),
+        torch.frombuffer(memory, dtype=torch.float32, offset=48),
+    ]
+    first, second = parts[0].view(4, 3), parts[1].view(3, 3)
+    assert first.data_ptr() + first.numel() * first.element_size() == second.data_ptr()
+    joined = join_pictures([first, second])
+    assert joined.tolist() == memory.tolist()
+    assert joined.data_ptr() != first.data_ptr()

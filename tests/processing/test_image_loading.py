@@ -185,6 +185,7 @@ def test_other_modes_convert_as_pillow_does(mode: str) -> None:
         pytest.param(np.array([[0, 255, 7]], dtype=np.uint16), [0, 1, 0], id="dark-16-bit"),
         pytest.param(np.array([[0, 255, 7]], dtype=np.int32), [0, 255, 7], id="8-bit-in-32"),
         pytest.param(np.array([[0, 257, 65535]], dtype=np.int32), [0, 1, 255], id="16-bit-in-32"),
+        pytest.param(np.array([[0, 255, 256]], dtype=np.int32), [0, 1, 1], id="just-beyond-8-bit"),
         pytest.param(np.array([[0.0, 0.2, 1.0]], dtype=np.float32), [0, 51, 255], id="unit-float"),
         pytest.param(np.array([[0.0, 51.4, 255.0]], dtype=np.float32), [0, 51, 255], id="float-levels"),
     ],

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import AddedToken
+from tokenizers.processors import TemplateProcessing
 from transformers.processing_utils import ProcessorMixin
 
 from xgen_mm import XGenMMProcessor
@@ -170,3 +171,17 @@ def test_padding_side_of_the_tokenizer_is_kept(
     padding = inputs["attention_mask"][1] == 0
     assert padding[{"left": 0, "right": -1}[side]]
     assert torch.equal(inputs["input_ids"][1] == tiny_processor.tokenizer.pad_token_id, padding)
+
+
+def test_offsets_of_tokens_added_at_both_ends_stay_zero(tiny_processor: XGenMMProcessor, checker_image: Draw) -> None:
+    own = copy.deepcopy(tiny_processor.tokenizer)
+    start, end = ((own.convert_ids_to_tokens(token), token) for token in (own.bos_token_id, own.eos_token_id))
+    own.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{start[0]} $A {end[0]}", special_tokens=[start, end]
+    )
+    processor = XGenMMProcessor(tiny_processor.image_processor, own, num_latents=4)
+    arguments = {"text": ONE, "images": pictures(checker_image, 1), "return_offsets_mapping": True}
+    found = dict(processor(**arguments))
+    assert [found["input_ids"][0][place] for place in (0, -1)] == [start[1], end[1]]
+    assert [found["offset_mapping"][0][place] for place in (0, -1)] == [(0, 0), (0, 0)]
+    assert_equal(found, written_out(processor, **arguments))

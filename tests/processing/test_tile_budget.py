@@ -81,7 +81,8 @@ def test_limit_below_the_smallest_canvas_is_refused(cls: Any, checker_image: Dra
     [
         pytest.param({"max_tiles": 3}, 3, id="tiles"),
         pytest.param({"max_image_tokens": 15}, 3, id="tokens"),
-        pytest.param({"max_image_tokens": 16, "max_tiles": 3}, 3, id="both"),
+        pytest.param({"max_image_tokens": 20, "max_tiles": 3}, 3, id="fewer-tiles"),
+        pytest.param({"max_image_tokens": 12, "max_tiles": 5}, 3, id="fewer-tokens"),
         pytest.param({"max_image_tokens": 100}, 5, id="no-limit"),
     ],
 )

@@ -1,5 +1,6 @@
 """A small random model on disk, a handful of conversations about pictures, and recipes on them."""
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,32 @@ import yaml
 from PIL import Image
 
 from xgen_mm import XGenMMForConditionalGeneration, XGenMMProcessor
+from xgen_mm.training.monitoring import run_metrics
+from xgen_mm.training.monitoring.curves import draw_curves
 from xgen_mm.training.recipe import Recipe, load_recipe
 
 MakeRecipe = Callable[..., Recipe]
 # Height and width; on the canvases of the small model they cost 4, 5 and 4 tiles.
 SIZES = ((20, 60), (40, 40), (84, 20))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_old_is_looked_through() -> None:
+    """The host collects garbage after every run, and most of what it looks through are the libraries themselves."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than the small runs; `real_curves` is for the tests that want the picture."""
+    monkeypatch.setattr(run_metrics, "draw_curves", lambda metrics, picture: None)
+
+
+@pytest.fixture
+def real_curves(_no_curves: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw the curves after all."""
+    monkeypatch.setattr(run_metrics, "draw_curves", draw_curves)
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +89,8 @@ def make_recipe(checkpoint: Path, conversations: Path, tmp_path: Path) -> MakeRe
                 "max_grad_norm": 0.0,
                 "max_steps": 1,
             },
-            "batches": {"global_batch_size": 4, "per_device_batch_size": 2, "grouping": "fixed"},
+            # A window is encoded as a whole, and few runs see more than sixteen of the samples.
+            "batches": {"global_batch_size": 4, "per_device_batch_size": 2, "grouping": "fixed", "window": 16},
             "output": {"dir": str(tmp_path / "run"), "report_to": "none", "log_steps": 1},
         }
         for name, section in sections.items():

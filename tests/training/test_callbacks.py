@@ -135,9 +135,8 @@ def test_utilisation_is_left_out_where_the_peak_is_unknown(
 
 
 def test_resumed_run_writes_the_metrics_of_an_uninterrupted_one(
-    tiny_model: Model, batches: Batches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Model, batches: Batches, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(run_metrics, "draw_curves", lambda metrics, picture: None)
     weights = {name: value.clone() for name, value in tiny_model.state_dict().items()}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     saving = {"save_strategy": "steps", "save_steps": 3, "max_steps": 7}
@@ -157,12 +156,14 @@ def test_resumed_run_writes_the_metrics_of_an_uninterrupted_one(
     assert seconds == sorted(seconds)
 
 
+@pytest.mark.usefixtures("real_curves")
 def test_curve_is_drawn_at_the_end(tiny_model: Model, batches: Batches, tmp_path: Path) -> None:
     make_trainer(tiny_model, batches, tmp_path, callbacks=[RunMetrics()], max_steps=2).train()
     with Image.open(tmp_path / CURVE_FILE) as picture:
         assert picture.format == "PNG"
 
 
+@pytest.mark.usefixtures("real_curves")
 def test_run_goes_on_without_matplotlib_and_says_so_once(
     tiny_model: Model,
     batches: Batches,

@@ -30,6 +30,7 @@ def in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
+@pytest.mark.usefixtures("real_curves")
 @pytest.mark.parametrize(
     ("name", "steps", "first", "last"),
     [

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from xgen_mm import XGenMMConfig, XGenMMForConditionalGeneration, XGenMMProcessor
+from xgen_mm.training.arguments import training_arguments
 from xgen_mm.training.batches import make_loader
 from xgen_mm.training.planning.kept_activations import (
     Adapters,
@@ -44,6 +45,12 @@ def recipe(name: str, *changes: str) -> Recipe:
 
 def part(plan_parts: list[PartSize], name: str) -> PartSize:
     return next(item for item in plan_parts if item.name == name)
+
+
+def test_warm_up_of_a_plan_is_that_of_the_run() -> None:
+    run = recipe("sft/debug", "optim.warmup_steps=null", "optim.warmup_ratio=0.1", "optim.max_steps=22")
+    assert make_plan(run).warmup_steps == 3
+    assert training_arguments(run, world_size=1, max_steps=22)["warmup_steps"] == 3
 
 
 @pytest.mark.parametrize(
