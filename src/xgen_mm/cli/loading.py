@@ -15,6 +15,7 @@ import xgen_mm
 from xgen_mm.auto import FAMILIES
 from xgen_mm.checkpoint_config import check_model_type
 from xgen_mm.errors import XGenMMError
+from xgen_mm.images.bounded_download import is_url
 from xgen_mm.processing.image_loading import fetch_image
 
 from .console import UserError, log, one_line
@@ -181,4 +182,4 @@ def open_pictures(sources: Sequence[str]) -> list[Any]:
 
 
 def _is_remote(source: str) -> bool:
-    return source.startswith(("http://", "https://", "data:"))
+    return is_url(source) or source[:5].lower() == "data:"
