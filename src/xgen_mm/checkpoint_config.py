@@ -29,9 +29,7 @@ def check_model_type(source: str | os.PathLike[str], *, revision: str | None = N
     model_type = read_json_object(path).get("model_type")
     if not isinstance(model_type, str) or not (model_type in MODEL_TYPES or _is_registered_subclass(model_type)):
         known = ", ".join(f"`{name}`" for name in MODEL_TYPES)
-        said = (
-            f"is of a `{model_type}` model" if isinstance(model_type, str) else f"has the `model_type` {model_type!r}"
-        )
+        said = f"is a `{model_type}` model" if isinstance(model_type, str) else f"has the `model_type` {model_type!r}"
         raise XGenMMError(
             f"`{path}` {said}; expected an xGen-MM checkpoint (`model_type` {known}). Code that a checkpoint brings "
             "along is never run."

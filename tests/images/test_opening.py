@@ -24,6 +24,9 @@ from xgen_mm.images.opening import FORMATS, MAX_SIDE, header_size, open_header, 
 from xgen_mm.processing.image_loading import fetch_image, pil_to_rgb
 
 SOURCE = Path(__file__).parents[2] / "src" / "xgen_mm"
+Image.init()
+# Without plug-ins, which not every machine has.
+WRITTEN = set(Image.SAVE) & FORMATS - {"HEIF", "JXL"}
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n{} loop\n%%EOF\n"
 
 
@@ -125,9 +128,7 @@ def test_whatever_a_decoder_raises_is_the_one_image_error(
         pil_to_rgb(fetch_image(content))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "format", ["AVIF", "DDS", "BLP", "TIFF", "WEBP", "JPEG2000", "ICO", "GIF", "TGA", "PCX", "SGI"]
-)
+@pytest.mark.parametrize("format", sorted(WRITTEN & {"AVIF", "DDS", "BLP", "TIFF", "WEBP", "JPEG2000", "ICO", "PCX"}))
 def test_damaged_image_of_any_format_opens_or_is_the_image_error(format: str) -> None:
     content = encode(picture(40, 40, mode="P" if format == "BLP" else "RGB"), format)
     rng = np.random.default_rng(0)
@@ -153,7 +154,7 @@ def test_image_of_too_many_pixels_is_refused_from_its_header() -> None:
         header_size(png_header(20_000, 20_000), name="x")
 
 
-@pytest.mark.parametrize("format", sorted(Image.SAVE.keys() & FORMATS - {"HEIF", "JXL"} | {"AVIF", "WEBP", "TIFF"}))
+@pytest.mark.parametrize("format", sorted(WRITTEN))
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "I;16", "F"])
 def test_every_image_that_pillow_writes_opens_as_pillow_opens_it(format: str, mode: str) -> None:
     source = Image.new(mode, (10, 6)) if mode in ("I;16", "F") else picture(mode=mode)
@@ -164,12 +165,12 @@ def test_every_image_that_pillow_writes_opens_as_pillow_opens_it(format: str, mo
         return
     ours, theirs = fetch_image(content), Image.open(BytesIO(content))
     assert isinstance(ours, Image.Image)
+    theirs.load()
     assert (ours.format, ours.mode, ours.size) == (theirs.format, theirs.mode, theirs.size)
     assert ours.tobytes() == theirs.tobytes()
 
 
 def test_formats_are_known_to_pillow_or_to_a_plug_in() -> None:
-    Image.init()
     assert FORMATS - set(Image.ID) <= {"AVIF", "WEBP", "JPEG2000", "HEIF", "JXL", "MPO"}
     assert not FORMATS & {"EPS", "IPTC", "FITS", "WMF", "PDF", "MPEG", "GRIB", "BUFR", "HDF5", "FPX", "MIC"}
 

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image
 from xgen_mm.errors import ImageInputError
 from xgen_mm.images import bounded_download
 from xgen_mm.images.bounded_download import DownloadLimits, download
+from xgen_mm.processing import image_loading
 from xgen_mm.processing.image_loading import array_to_pixels, fetch_image, flatten_images, pil_to_rgb
 from xgen_mm.processing.image_processing_pil_xgen_mm import XGenMMImageProcessorPil
 from xgen_mm.processing.image_processing_xgen_mm import XGenMMImageProcessor
@@ -193,6 +194,9 @@ def test_other_modes_convert_as_pillow_does(mode: str) -> None:
         pytest.param(np.array([[0, 255, 7]], dtype=np.uint16), [0, 1, 0], id="dark-16-bit"),
         pytest.param(np.array([[0, 255, 7]], dtype=np.int32), [0, 255, 7], id="8-bit-in-32"),
         pytest.param(np.array([[0, 257, 65535]], dtype=np.int32), [0, 1, 255], id="16-bit-in-32"),
+        pytest.param(np.array([[0, 256, 65535]], dtype=np.int32), [0, 1, 255], id="just-above-8-bit"),
+        pytest.param(np.array([[0, 256, 256]], dtype=np.int32), [0, 1, 1], id="dark-but-above-8-bit"),
+        pytest.param(np.array([[0.0, 255.5, 256.0]], dtype=np.float32), [0, 1, 1], id="floats-just-above-8-bit"),
         pytest.param(np.array([[0.0, 0.2, 1.0]], dtype=np.float32), [0, 51, 255], id="unit-float"),
         pytest.param(np.array([[0.0, 51.4, 255.0]], dtype=np.float32), [0, 51, 255], id="float-levels"),
     ],
@@ -230,7 +234,10 @@ def test_unit_float_rgba_is_mixed_with_white() -> None:
     [
         pytest.param(None, r"holds a `NoneType`; expected a PIL image", id="none"),
         pytest.param(3.5, r"holds a `float`; expected a PIL image", id="number"),
-        pytest.param([{"bytes": b""}], r"holds a `dict`; expected a PIL image", id="dict"),
+        pytest.param([{"image": b""}], r"holds a `dict`; expected a PIL image", id="dict"),
+        pytest.param([{"bytes": b"", "path": None}], r"'0 bytes' is not a picture", id="empty-bytes"),
+        pytest.param([{"bytes": None, "path": None}], r"holds a `dict`", id="no-bytes-and-no-path"),
+        pytest.param([None], r"`images` is empty", id="list-of-none"),
         pytest.param([], r"`images` is empty", id="empty-list"),
         pytest.param([[], []], r"`images` is empty", id="nested-empty-lists"),
         pytest.param(Image.new("RGB", (0, 5)), r"shape \(5, 0\) without pixels", id="no-pixels-pil"),
@@ -324,3 +331,43 @@ def test_flatten_images_splits_stacks_and_lists() -> None:
     single = picture()
     flat = flatten_images([stack, [single, (stack[0],)]])
     assert [type(item).__name__ for item in flat] == ["ndarray", "ndarray", "Image", "ndarray"]
+
+
+@pytest.mark.parametrize("shape", [(4, 9, 3), (3, 9, 3), (1, 5, 4), (3, 3, 3)])
+def test_array_whose_channels_may_be_first_or_last_is_warned_about(
+    shape: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    image_loading._warn_once.cache_clear()
+    array_to_pixels(np.zeros(shape, dtype=np.uint8), do_convert_rgb=False)
+    assert "may have its channels first or last" in caplog.text
+    caplog.clear()
+    array_to_pixels(np.zeros(shape, dtype=np.uint8), input_data_format="channels_last", do_convert_rgb=False)
+    array_to_pixels(np.zeros((5, 9, 3), dtype=np.uint8), do_convert_rgb=False)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("prefix", ["file://", "FILE://localhost", ""])
+def test_file_address_is_the_path_behind_it(prefix: str, tmp_path: Path) -> None:
+    path = tmp_path / "a b.png"
+    path.write_bytes(encode(picture()))
+    assert_same_picture(fetch_image(f"{prefix}{path}".replace(" ", "%20" if prefix else " ")), picture())
+
+
+@pytest.mark.parametrize("as_type", [str, Path])
+def test_home_directory_may_be_written_short(as_type: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "picture.png").write_bytes(encode(picture()))
+    assert_same_picture(fetch_image(as_type("~/picture.png")), picture())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("file:///no/such.png", "file://other/picture.png", "file://", "~/no/such.png", "~nobody/x.png", "a.png "),
+        *("\ud800.png", "a\x00b.png", "DATA:image/png,x", Path("\ud800.png"), Path("a\x00b.png"), Path("x" * 5000)),
+    ],
+    ids=repr,
+)
+def test_path_that_leads_nowhere_is_the_image_error(source: Any) -> None:
+    with pytest.raises(ImageInputError):
+        fetch_image(source)

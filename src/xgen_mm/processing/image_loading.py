@@ -8,7 +8,7 @@ import base64
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from io import BytesIO
 from typing import Any
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 PixelArray = np.ndarray[Any, np.dtype[Any]]
 ImageSource = Image.Image | PixelArray | torch.Tensor | str | bytes | os.PathLike[str]
 
+_CHANNELS = (1, 3, 4)
 _ACCEPTED = "a PIL image, a NumPy array, a torch tensor, a path, an http(s) URL, encoded bytes or a base64 string"
 
 
@@ -36,8 +37,9 @@ def fetch_image(source: ImageSource) -> Image.Image | PixelArray | torch.Tensor:
     """Open one picture; pictures already in memory pass through untouched.
 
     Args:
-        source: PIL image, array, tensor, path, ``http(s)`` URL, ``data:image/...;base64,`` URI, bare base64 string or
-            encoded bytes. A two-dimensional array or tensor is read as one grayscale picture.
+        source: PIL image, array, tensor, path, ``file://`` or ``http(s)`` URL, ``data:image/...;base64,`` URI, bare
+            base64 string, encoded bytes, or a mapping with ``bytes`` or ``path``. A two-dimensional array or tensor is
+            read as one grayscale picture.
 
     Returns:
         A decoded PIL image, or the array or tensor with three or more dimensions.
@@ -50,6 +52,11 @@ def fetch_image(source: ImageSource) -> Image.Image | PixelArray | torch.Tensor:
         return source
     if isinstance(source, np.ndarray | torch.Tensor):
         return source[None] if source.ndim == 2 else source
+    if isinstance(source, Mapping):
+        # What `datasets` gives for an image that it has not decoded.
+        found = source.get("bytes") if source.get("bytes") is not None else source.get("path")
+        if isinstance(found, bytes | bytearray | memoryview | str | os.PathLike):
+            return fetch_image(found)
     if isinstance(source, bytes | bytearray | memoryview):
         return _decode(bytes(source), name=f"'{len(source)} bytes'")
     if isinstance(source, os.PathLike):
@@ -59,6 +66,52 @@ def fetch_image(source: ImageSource) -> Image.Image | PixelArray | torch.Tensor:
     raise ImageInputError(
         f"`images` holds a `{type(source).__name__}`; expected {_ACCEPTED}, or nested lists of these."
     )
+
+
+def is_collection(images: Any) -> bool:
+    """Whether something holds pictures, as a list, a generator or a column of a data set does, and is none itself."""
+    if isinstance(images, np.ndarray) and images.dtype == object:
+        return True
+    leaves = (str, bytes, bytearray, memoryview, Mapping, os.PathLike, Image.Image, np.ndarray, torch.Tensor)
+    return isinstance(images, Iterable) and not isinstance(images, leaves)
+
+
+def arrange_images(images: Any) -> Any:
+    """Pictures of a call as nested lists, so that they can be counted.
+
+    Args:
+        images: As the image processors take them; ``None`` in a list stands for a sample without a picture.
+
+    Returns:
+        One picture, lists of pictures, or one list per sample; stacked arrays are taken apart. ``None`` if there is no
+        picture at all.
+    """
+    if not is_collection(images):
+        return list(images) if _is_stack(images) else images
+    items: list[Any] = []
+    for image in images:
+        if is_collection(image):
+            items.append(list(_leaves(image)))
+        else:
+            items.extend(image if _is_stack(image) else [image])
+    if any(item is None for item in items):
+        # A place without a picture tells that each place is a sample.
+        items = [item if isinstance(item, list) else [] if item is None else [item] for item in items]
+    return items if any(not isinstance(item, list) or item for item in items) else None
+
+
+def _leaves(images: Any) -> Iterator[Any]:
+    for image in images:
+        if is_collection(image):
+            yield from _leaves(image)
+        elif _is_stack(image):
+            yield from image
+        elif image is not None:
+            yield image
+
+
+def _is_stack(images: Any) -> bool:
+    return isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4
 
 
 def flatten_images(images: Any) -> list[Any]:
@@ -84,6 +137,9 @@ def _walk(images: Any) -> Iterator[Any]:
     if isinstance(images, list | tuple):
         for item in images:
             yield from _walk(item)
+    elif images is None:
+        # A sample without a picture.
+        return
     elif isinstance(images, Image.Image) or images.ndim == 3:
         yield images
     elif images.ndim == 4:
@@ -309,8 +365,13 @@ def _to_channels_first(image: PixelArray, *, input_data_format: str | ChannelDim
     if 0 in image.shape:
         _raise_no_pixels(image.shape)
     if input_data_format is None:
+        if image.shape[0] in _CHANNELS and image.shape[-1] in _CHANNELS:
+            _warn_once(
+                f"An array of shape {image.shape} may have its channels first or last; they are taken to be first. "
+                "Pass `input_data_format` to say which."
+            )
         try:
-            input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+            input_data_format = infer_channel_dimension_format(image, num_channels=_CHANNELS)
         except ValueError as error:
             raise ImageInputError(
                 f"`images` holds an array of shape {image.shape} without an axis of 1, 3 or 4 channels; expected "
