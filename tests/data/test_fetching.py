@@ -22,6 +22,7 @@ from xgen_mm.data.fetching import Fetcher, FetchSettings
 from xgen_mm.data.reading import RecordSource
 from xgen_mm.data.records import Document, Picture, Text
 from xgen_mm.errors import DataError
+from xgen_mm.images import bounded_download
 
 
 def encode(format: str, *, height: int = 6, width: int = 9) -> bytes:
@@ -233,8 +234,8 @@ def test_fetch_private_address_is_refused_without_being_asked(host: str, tmp_pat
 def test_fetch_redirect_to_a_private_address_is_refused(
     server: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = fetching._is_public
-    monkeypatch.setattr(fetching, "_is_public", lambda number: number == "127.0.0.1" or real(number))
+    real = bounded_download.is_public
+    monkeypatch.setattr(bounded_download, "is_public", lambda number: number == "127.0.0.1" or real(number))
     fault = fault_of(tmp_path, f"{server}/{name}", allow_private=False)
     assert fault.reason == "private address"
     assert RudeHandler.asked[f"/{name}"] == 1
@@ -251,7 +252,7 @@ def test_fetch_goes_to_the_address_that_was_checked(
         number = next(answers) if host == "pictures.example.com" else host
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (number, port))]
 
-    monkeypatch.setattr(fetching, "_is_public", lambda number: number == "127.0.0.1")
+    monkeypatch.setattr(bounded_download, "is_public", lambda number: number == "127.0.0.1")
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     url = f"http://pictures.example.com:{port}/good"
     path = Fetcher(tmp_path, settings=replace(SETTINGS, allow_private=False)).fetch(url)

@@ -78,13 +78,13 @@ BROKEN: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "llava_json",
         LLAVA | {"image": "llava.json"},
         "unreadable image",
-        "no picture in a format",
+        "not a picture in a format",
     ),
     "image-bytes-damaged": (
         "messages",
         {"messages": MESSAGES, "images": [b"\x89PNG\r\n"]},
         "unreadable image",
-        "no picture",
+        "not a picture",
     ),
     "image-bytes-empty": (
         "messages",

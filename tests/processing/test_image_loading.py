@@ -14,6 +14,8 @@ import torch
 from PIL import ExifTags, Image
 
 from xgen_mm.errors import ImageInputError
+from xgen_mm.images import bounded_download
+from xgen_mm.images.bounded_download import DownloadLimits, download
 from xgen_mm.processing import image_loading
 from xgen_mm.processing.image_loading import array_to_pixels, fetch_image, flatten_images, pil_to_rgb
 from xgen_mm.processing.image_processing_pil_xgen_mm import XGenMMImageProcessorPil
@@ -61,6 +63,13 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
+def loopback(no_proxy: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server of these tests counts as a public one."""
+    real = bounded_download.is_public
+    monkeypatch.setattr(bounded_download, "is_public", lambda number: number == "127.0.0.1" or real(number))
+
+
+@pytest.fixture
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -89,7 +98,7 @@ def test_fetch_image_path_is_opened_and_the_file_closed(as_type: Any, tmp_path: 
     assert_same_picture(image, picture())
 
 
-@pytest.mark.usefixtures("no_proxy")
+@pytest.mark.usefixtures("loopback")
 @pytest.mark.parametrize("name", ["picture.png", "moved.png"])
 def test_fetch_image_url_is_downloaded(server: str, name: str) -> None:
     assert_same_picture(fetch_image(f"{server}/{name}"), picture())
@@ -185,7 +194,9 @@ def test_other_modes_convert_as_pillow_does(mode: str) -> None:
         pytest.param(np.array([[0, 255, 7]], dtype=np.uint16), [0, 1, 0], id="dark-16-bit"),
         pytest.param(np.array([[0, 255, 7]], dtype=np.int32), [0, 255, 7], id="8-bit-in-32"),
         pytest.param(np.array([[0, 257, 65535]], dtype=np.int32), [0, 1, 255], id="16-bit-in-32"),
-        pytest.param(np.array([[0, 255, 256]], dtype=np.int32), [0, 1, 1], id="just-beyond-8-bit"),
+        pytest.param(np.array([[0, 256, 65535]], dtype=np.int32), [0, 1, 255], id="just-above-8-bit"),
+        pytest.param(np.array([[0, 256, 256]], dtype=np.int32), [0, 1, 1], id="dark-but-above-8-bit"),
+        pytest.param(np.array([[0.0, 255.5, 256.0]], dtype=np.float32), [0, 1, 1], id="floats-just-above-8-bit"),
         pytest.param(np.array([[0.0, 0.2, 1.0]], dtype=np.float32), [0, 51, 255], id="unit-float"),
         pytest.param(np.array([[0.0, 51.4, 255.0]], dtype=np.float32), [0, 51, 255], id="float-levels"),
     ],
@@ -223,7 +234,10 @@ def test_unit_float_rgba_is_mixed_with_white() -> None:
     [
         pytest.param(None, r"holds a `NoneType`; expected a PIL image", id="none"),
         pytest.param(3.5, r"holds a `float`; expected a PIL image", id="number"),
-        pytest.param([{"bytes": b""}], r"holds a `dict`; expected a PIL image", id="dict"),
+        pytest.param([{"image": b""}], r"holds a `dict`; expected a PIL image", id="dict"),
+        pytest.param([{"bytes": b"", "path": None}], r"'0 bytes' is not a picture", id="empty-bytes"),
+        pytest.param([{"bytes": None, "path": None}], r"holds a `dict`", id="no-bytes-and-no-path"),
+        pytest.param([None], r"`images` is empty", id="list-of-none"),
         pytest.param([], r"`images` is empty", id="empty-list"),
         pytest.param([[], []], r"`images` is empty", id="nested-empty-lists"),
         pytest.param(Image.new("RGB", (0, 5)), r"shape \(5, 0\) without pixels", id="no-pixels-pil"),
@@ -244,9 +258,7 @@ def test_unit_float_rgba_is_mixed_with_white() -> None:
         pytest.param(b"hello", r"'5 bytes' is not a picture", id="not-a-picture"),
         pytest.param(base64.b64encode(b"hello").decode(), r"'aGVsbG8=' is not a picture", id="base64-text"),
         pytest.param("data:text/plain;base64,aGVsbG8=", r"starts with 'data:text/plain;base64'", id="data-uri-text"),
-        pytest.param(
-            "data:image/png;base64,###", r"is no existing file, http\(s\) URL or base64", id="data-uri-damaged"
-        ),
+        pytest.param("data:image/png;base64,###", r"holds no base64 picture", id="data-uri-damaged"),
         pytest.param(encode(picture(90, 90))[:-9000], r"truncated or damaged", id="truncated-png"),
         pytest.param(encode(picture(90, 90), format="JPEG")[:-2000], r"truncated or damaged", id="truncated-jpeg"),
         pytest.param(encode(picture(90, 90), format="BMP")[:-2000], r"truncated or damaged", id="truncated-bmp"),
@@ -277,7 +289,7 @@ def test_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         fetch_image(content)
 
 
-@pytest.mark.usefixtures("no_proxy")
+@pytest.mark.usefixtures("loopback")
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -290,26 +302,23 @@ def test_url_without_a_picture_is_refused(server: str, name: str, message: str) 
         fetch_image(f"{server}/{name}")
 
 
-@pytest.mark.usefixtures("no_proxy")
+@pytest.mark.usefixtures("loopback")
 def test_unreachable_url_is_refused() -> None:
     with pytest.raises(ImageInputError, match="could not be downloaded"):
         fetch_image("http://127.0.0.1:9/picture.png")
 
 
-@pytest.mark.usefixtures("no_proxy")
+@pytest.mark.usefixtures("loopback")
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        pytest.param("MAX_DOWNLOAD_BYTES", 10, "sends more than 10 bytes", id="size"),
-        pytest.param("DOWNLOAD_DEADLINE_SECONDS", -1.0, "took longer than -1 seconds", id="time"),
+        pytest.param("max_bytes", 10, "sends more than 10 bytes", id="size"),
+        pytest.param("deadline_seconds", -1.0, "took longer than -1 s", id="time"),
     ],
 )
-def test_download_beyond_a_limit_is_refused(
-    server: str, monkeypatch: pytest.MonkeyPatch, name: str, value: float, message: str
-) -> None:
-    monkeypatch.setattr(image_loading, name, value)
+def test_download_beyond_a_limit_is_refused(server: str, name: str, value: Any, message: str) -> None:
     with pytest.raises(ImageInputError, match=message):
-        fetch_image(f"{server}/picture.png")
+        download(f"{server}/picture.png", limits=DownloadLimits(**{name: value}))
 
 
 def test_long_source_is_shortened_in_the_message() -> None:
@@ -322,3 +331,43 @@ def test_flatten_images_splits_stacks_and_lists() -> None:
     single = picture()
     flat = flatten_images([stack, [single, (stack[0],)]])
     assert [type(item).__name__ for item in flat] == ["ndarray", "ndarray", "Image", "ndarray"]
+
+
+@pytest.mark.parametrize("shape", [(4, 9, 3), (3, 9, 3), (1, 5, 4), (3, 3, 3)])
+def test_array_whose_channels_may_be_first_or_last_is_warned_about(
+    shape: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    image_loading._warn_once.cache_clear()
+    array_to_pixels(np.zeros(shape, dtype=np.uint8), do_convert_rgb=False)
+    assert "may have its channels first or last" in caplog.text
+    caplog.clear()
+    array_to_pixels(np.zeros(shape, dtype=np.uint8), input_data_format="channels_last", do_convert_rgb=False)
+    array_to_pixels(np.zeros((5, 9, 3), dtype=np.uint8), do_convert_rgb=False)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("prefix", ["file://", "FILE://localhost", ""])
+def test_file_address_is_the_path_behind_it(prefix: str, tmp_path: Path) -> None:
+    path = tmp_path / "a b.png"
+    path.write_bytes(encode(picture()))
+    assert_same_picture(fetch_image(f"{prefix}{path}".replace(" ", "%20" if prefix else " ")), picture())
+
+
+@pytest.mark.parametrize("as_type", [str, Path])
+def test_home_directory_may_be_written_short(as_type: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "picture.png").write_bytes(encode(picture()))
+    assert_same_picture(fetch_image(as_type("~/picture.png")), picture())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("file:///no/such.png", "file://other/picture.png", "file://", "~/no/such.png", "~nobody/x.png", "a.png "),
+        *("\ud800.png", "a\x00b.png", "DATA:image/png,x", Path("\ud800.png"), Path("a\x00b.png"), Path("x" * 5000)),
+    ],
+    ids=repr,
+)
+def test_path_that_leads_nowhere_is_the_image_error(source: Any) -> None:
+    with pytest.raises(ImageInputError):
+        fetch_image(source)

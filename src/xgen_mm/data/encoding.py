@@ -2,18 +2,16 @@
 
 import os
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 from ..anyres import Size
 from ..errors import DataError, ImageInputError
+from ..images.opening import header_size, upright_size
 from .labels import IGNORED, Ids, TokenLimits, label_tokens
 from .records import Conversation, Document, Picture, Provenance, Record, pictures_of
 from .text_forms import TextSettings, write_record
-
-_TURNED_ORIENTATIONS = range(5, 9)
 
 
 class SampleError(DataError):
@@ -118,24 +116,16 @@ def picture_size(picture: Picture) -> Size:
     """
     source = picture.source
     if isinstance(source, Image.Image):
-        return _upright_size(source)
+        return upright_size(source)
     if isinstance(source, bytes | os.PathLike) or (isinstance(source, str) and os.path.isfile(source)):
+        name = f"{len(source)} bytes" if isinstance(source, bytes) else f"`{source}`"
         try:
-            with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-                return _upright_size(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            name = f"{len(source)} bytes" if isinstance(source, bytes) else f"`{source}`"
+            return header_size(source, name=name)
+        except OSError as error:
             raise ImageInputError(f"{name} cannot be opened as a picture: {error}") from error
-    return _upright_size(picture.load())
+    return upright_size(picture.load())
 
 
 def describe(provenance: Provenance) -> str:
     """Name of a record for messages."""
     return f"Record `{provenance.key}` of `{provenance.dataset}`"
-
-
-def _upright_size(image: Image.Image) -> Size:
-    width, height = image.size
-    if image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED_ORIENTATIONS:
-        height, width = width, height
-    return height, width

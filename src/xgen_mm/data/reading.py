@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..images.bounded_download import is_url as is_web_address
 from .errors import Policy, ReadReport, check_policy
 from .fetching import Fetcher
 from .formats.registry import make_reader, reader_class
@@ -259,7 +260,7 @@ def describe_report(report: ReadReport, *, name: str) -> str:
 
 def is_url(source: Any) -> bool:
     """Whether a picture has to be fetched."""
-    return isinstance(source, str) and source.startswith(("http://", "https://"))
+    return isinstance(source, str) and is_web_address(source)
 
 
 def _url_of(picture: Picture) -> str:

@@ -19,6 +19,7 @@ from typing import IO, Any, TypeAlias
 import yaml
 
 from ..errors import DataError
+from ..images.bounded_download import is_url
 
 # A row as it came, or what is wrong with it; with its position in its file.
 RawRow: TypeAlias = dict[str, Any] | DataError
@@ -323,7 +324,7 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> Iterator[RawRow]:
     with path.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
         lines = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
         header = next(lines, [])
-        is_row = any(cell.startswith(("http://", "https://")) for cell in header)
+        is_row = any(is_url(cell) for cell in header)
         names = columns if is_row and columns else tuple(header)
         for number, cells in enumerate(chain([header], lines) if names is columns else lines):
             if not cells:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import XGenMMError
+from ..images.bounded_download import is_url
 
 KEY_VARIABLE = "XGEN_MM_JUDGE_KEY"
 _TIMEOUT_SECONDS = 120.0
@@ -53,7 +54,7 @@ class ServerJudge:
 
     def __init__(self, url: str, *, model: str, key: str | None = None) -> None:
         """Prepare; nothing is asked yet."""
-        if not url.startswith(("http://", "https://")):
+        if not is_url(url):
             raise JudgeError(f"`judge-url` is {url!r}; expected an address that begins with http:// or https://.")
         base = url.rstrip("/")
         self.url = base if base.endswith("/chat/completions") else f"{base}/chat/completions"

@@ -175,4 +175,4 @@ def _with_shared_picture(layout: Layout, values: dict[str, Any], shared: Mapping
 def _reference(value: Any) -> str | None:
     """Id of the row whose picture is meant, if the value is one."""
     text = str(value).strip() if value is not None else ""
-    return text if text.isdigit() and len(text) < _MAX_REFERENCE else None
+    return text if text.isdecimal() and len(text) < _MAX_REFERENCE else None

@@ -15,6 +15,7 @@ from typing import Any
 from ..data.formats.row import PictureRules, Row, is_missing
 from ..data.records import Picture
 from ..errors import DataError
+from ..images.bounded_download import is_url
 from .prompts import Piece, PlaceMarker, format_options, render
 from .task import Layout, Task, TaskError
 
@@ -149,7 +150,7 @@ def lookup(values: Any, column: str) -> Any:
     inner: Any = None
     if isinstance(values, Mapping) and rest:
         inner = values.get(head)
-    elif isinstance(values, list | tuple) and head.isdigit() and int(head) < len(values):
+    elif isinstance(values, list | tuple) and head.isdecimal() and int(head) < len(values):
         inner = values[int(head)]
     return inner if not rest or inner is None else lookup(inner, rest)
 
@@ -165,7 +166,7 @@ def _part(values: Mapping[str, Any], column: str, number: str) -> str:
 
 def _remainder(values: Mapping[str, Any], column: str, divisor: str) -> str:
     text = _text(lookup(values, column))
-    return str(int(text) % int(divisor)) if text.isdigit() else text
+    return str(int(text) % int(divisor)) if text.isdecimal() else text
 
 
 _DERIVATIONS: dict[str, Callable[..., str]] = {"+": _join, "/": _part, "%": _remainder}
@@ -204,7 +205,7 @@ def _pictures(row: Row, layout: Layout, roots: Sequence[Path]) -> list[Picture]:
 
 
 def _picture(row: Row, value: Any, where: str, roots: Sequence[Path]) -> Picture:
-    if isinstance(value, str) and value.startswith(("http://", "https://")):
+    if isinstance(value, str) and is_url(value):
         # An evaluation never goes to the network for a picture.
         raise row.error("missing image", where, f"the picture is an address ({value[:60]}); expected the picture")
     encoded = _decode_base64(value)
@@ -307,7 +308,7 @@ def _target(row: Row, layout: Layout, options: list[str]) -> Any:
         # A few multiple-choice sets also hold open questions; their answer is a text.
         return letter.upper() if len(letter) == 1 and letter.isalpha() else text
     if kind == "index":
-        if not text.isdigit() or int(text) >= len(ascii_uppercase):
+        if not text.isdecimal() or int(text) >= len(ascii_uppercase):
             raise row.error("wrong type", layout.target, f"found {text!r}; expected the number of an option")
         return ascii_uppercase[int(text)]
     if kind == "option":

@@ -5,24 +5,23 @@ picture may come from, how much may be downloaded, which way is up, what becomes
 """
 
 import base64
-import binascii
 import logging
 import os
 import re
-import struct
-import time
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from io import BytesIO
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
 from ..errors import ImageInputError
+from ..images.bounded_download import download, is_url
+from ..images.opening import decode, open_header, turn_upright
 from .jpeg_decoding import START_OF_JPEG, decode_beside, jpeg_decoder, pixels_beside
 
 logger = logging.getLogger(__name__)
@@ -30,22 +29,7 @@ logger = logging.getLogger(__name__)
 PixelArray = np.ndarray[Any, np.dtype[Any]]
 ImageSource = Image.Image | PixelArray | torch.Tensor | str | bytes | os.PathLike[str]
 
-MAX_DOWNLOAD_BYTES = 64 * 2**20
-# Without an answer for so long, and for the whole picture.
-DOWNLOAD_TIMEOUT_SECONDS = 10.0
-DOWNLOAD_DEADLINE_SECONDS = 60.0
-
-# What Pillow raises on a damaged file depends on the format's decoder.
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+_CHANNELS = (1, 3, 4)
 _ACCEPTED = "a PIL image, a NumPy array, a torch tensor, a path, an http(s) URL, encoded bytes or a base64 string"
 
 
@@ -53,29 +37,81 @@ def fetch_image(source: ImageSource) -> Image.Image | PixelArray | torch.Tensor:
     """Open one picture; pictures already in memory pass through untouched.
 
     Args:
-        source: PIL image, array, tensor, path, ``http(s)`` URL, ``data:image/...;base64,`` URI, bare base64 string or
-            encoded bytes. A two-dimensional array or tensor is read as one grayscale picture.
+        source: PIL image, array, tensor, path, ``file://`` or ``http(s)`` URL, ``data:image/...;base64,`` URI, bare
+            base64 string, encoded bytes, or a mapping with ``bytes`` or ``path``. A two-dimensional array or tensor is
+            read as one grayscale picture.
 
     Returns:
         A decoded PIL image, or the array or tensor with three or more dimensions.
 
     Raises:
         ImageInputError: If the source has another type, cannot be found, cannot be decoded, or exceeds the limits
-            (``MAX_DOWNLOAD_BYTES`` for a download, ``PIL.Image.MAX_IMAGE_PIXELS`` for a decoded picture).
+            (``DownloadLimits`` for an address, ``PIL.Image.MAX_IMAGE_PIXELS`` for a decoded picture).
     """
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray | torch.Tensor):
         return source[None] if source.ndim == 2 else source
+    if isinstance(source, Mapping):
+        # What `datasets` gives for an image that it has not decoded.
+        found = source.get("bytes") if source.get("bytes") is not None else source.get("path")
+        if isinstance(found, bytes | bytearray | memoryview | str | os.PathLike):
+            return fetch_image(found)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _decode(bytes(source), name=f"{len(source)} bytes")
+        return _decode(bytes(source), name=f"'{len(source)} bytes'")
     if isinstance(source, os.PathLike):
-        return _open_file(os.fspath(source))
+        return _open_file(os.path.expanduser(os.fspath(source)))
     if isinstance(source, str):
         return _fetch_string(source)
     raise ImageInputError(
         f"`images` holds a `{type(source).__name__}`; expected {_ACCEPTED}, or nested lists of these."
     )
+
+
+def is_collection(images: Any) -> bool:
+    """Whether something holds pictures, as a list, a generator or a column of a data set does, and is none itself."""
+    if isinstance(images, np.ndarray) and images.dtype == object:
+        return True
+    leaves = (str, bytes, bytearray, memoryview, Mapping, os.PathLike, Image.Image, np.ndarray, torch.Tensor)
+    return isinstance(images, Iterable) and not isinstance(images, leaves)
+
+
+def arrange_images(images: Any) -> Any:
+    """Pictures of a call as nested lists, so that they can be counted.
+
+    Args:
+        images: As the image processors take them; ``None`` in a list stands for a sample without a picture.
+
+    Returns:
+        One picture, lists of pictures, or one list per sample; stacked arrays are taken apart. ``None`` if there is no
+        picture at all.
+    """
+    if not is_collection(images):
+        return list(images) if _is_stack(images) else images
+    items: list[Any] = []
+    for image in images:
+        if is_collection(image):
+            items.append(list(_leaves(image)))
+        else:
+            items.extend(image if _is_stack(image) else [image])
+    if any(item is None for item in items):
+        # A place without a picture tells that each place is a sample.
+        items = [item if isinstance(item, list) else [] if item is None else [item] for item in items]
+    return items if any(not isinstance(item, list) or item for item in items) else None
+
+
+def _leaves(images: Any) -> Iterator[Any]:
+    for image in images:
+        if is_collection(image):
+            yield from _leaves(image)
+        elif _is_stack(image):
+            yield from image
+        elif image is not None:
+            yield image
+
+
+def _is_stack(images: Any) -> bool:
+    return isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4
 
 
 def flatten_images(images: Any) -> list[Any]:
@@ -101,6 +137,9 @@ def _walk(images: Any) -> Iterator[Any]:
     if isinstance(images, list | tuple):
         for item in images:
             yield from _walk(item)
+    elif images is None:
+        # A sample without a picture.
+        return
     elif isinstance(images, Image.Image) or images.ndim == 3:
         yield images
     elif images.ndim == 4:
@@ -128,20 +167,8 @@ def upright(image: Image.Image) -> Image.Image:
     """
     if 0 in image.size:
         _raise_no_pixels((image.height, image.width))
-    try:
-        image.load()
-    except _DECODE_ERRORS as error:
-        raise ImageInputError(
-            f"A {image.width}x{image.height} picture of mode {image.mode!r} could not be decoded ({error}). The "
-            "file is probably truncated or damaged: download or export it again."
-        ) from error
-    try:
-        # `exif_transpose` copies the whole picture even if there is nothing to turn.
-        is_upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-        return image if is_upright else ImageOps.exif_transpose(image)
-    except _DECODE_ERRORS:
-        # Damaged metadata must not cost the user an intact picture.
-        return image
+    decode(image, name=f"A {image.width}x{image.height} picture of mode {image.mode!r}")
+    return turn_upright(image)
 
 
 def pil_to_pixels(image: Image.Image, *, do_convert_rgb: bool | None) -> PixelArray | Image.Image:
@@ -191,7 +218,7 @@ def pil_to_rgb(image: Image.Image) -> Image.Image:
         return _composite_on_white(image) if has_transparency else image.convert("RGB")
     except ImageInputError:
         raise
-    except ValueError as error:
+    except Exception as error:
         raise ImageInputError(
             f"A picture of mode {image.mode!r} has no RGB equivalent here ({error}). Convert it to RGB first."
         ) from error
@@ -238,40 +265,76 @@ def array_to_pixels(
 
 
 def _fetch_string(source: str) -> Image.Image:
-    if source.startswith(("http://", "https://")):
-        return _decode(_download(source), name=_shorten(source))
-    if os.path.isfile(source):
-        return _open_file(source)
-    payload = source
-    if source.startswith("data:"):
-        header, _, payload = source.partition(",")
-        if not re.fullmatch(r"data:image/[\w.+-]+(;[\w.=+-]+)*;base64", header):
-            raise ImageInputError(
-                f"The data URI starts with {_shorten(header)!r}; expected `data:image/<format>;base64,<data>`."
-            )
+    if is_url(source):
+        return _decode(download(source), name=repr(_shorten(source)))
+    path = _path_of(source)
+    if path is not None:
+        return _open_file(path)
+    if source[:5].lower() == "data:":
+        return _decode(decode_data_uri(source), name=repr(_shorten(source)))
     try:
-        content = base64.b64decode("".join(payload.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
+        content = _decode_base64(source)
+    except ValueError as error:
         raise ImageInputError(
             f"{_shorten(source)!r} is no existing file, http(s) URL or base64 picture. Check the path; relative paths "
             f"start at {os.getcwd()!r}."
         ) from error
-    return _decode(content, name=_shorten(source))
+    return _decode(content, name=repr(_shorten(source)))
+
+
+def _path_of(source: str) -> str | None:
+    """Path of an existing file, which may be written with `~` or as a `file://` address."""
+    if source[:7].lower() == "file://":
+        address = urlsplit(source)
+        if address.netloc.lower() not in ("", "localhost"):
+            raise ImageInputError(
+                f"{_shorten(source)!r} names a file of another machine; expected `file:///path` or a plain path."
+            )
+        return unquote(address.path)
+    if os.path.isfile(source):
+        return source
+    home = os.path.expanduser(source)
+    return home if home != source and os.path.isfile(home) else None
+
+
+def decode_data_uri(uri: str) -> bytes:
+    """Encoded picture that a `data:image/...;base64,` URI holds.
+
+    Raises:
+        ImageInputError: If it is no such URI.
+    """
+    header, _, payload = uri.partition(",")
+    if not re.fullmatch(r"data:image/[\w.+-]+(;[\w.=+-]+)*;base64", header, re.IGNORECASE):
+        raise ImageInputError(
+            f"The data URI starts with {_shorten(header)!r}; expected `data:image/<format>;base64,<data>`."
+        )
+    try:
+        return _decode_base64(unquote(payload) if "%" in payload else payload)
+    except ValueError as error:
+        raise ImageInputError(f"The data URI {_shorten(uri)!r} holds no base64 picture ({error}).") from error
+
+
+def _decode_base64(text: str) -> bytes:
+    return base64.b64decode("".join(text.split()), validate=True)
 
 
 def _open_file(path: str) -> Image.Image:
+    name = repr(_shorten(path))
     try:
         with open(path, "rb") as file:
             if jpeg_decoder() is not None and file.read(len(START_OF_JPEG)) == START_OF_JPEG:
-                return _decode(START_OF_JPEG + file.read(), name=path)
+                return _decode(START_OF_JPEG + file.read(), name=name)
             file.seek(0)
-            return _decode_stream(file, name=path)
+            return _decode_stream(file, name=name)
+    except ImageInputError:
+        raise
     except FileNotFoundError as error:
         raise ImageInputError(
-            f"{_shorten(path)!r} does not exist. Check the path; relative paths start at {os.getcwd()!r}."
+            f"{name} does not exist. Check the path; relative paths start at {os.getcwd()!r}."
         ) from error
-    except (IsADirectoryError, PermissionError) as error:
-        raise ImageInputError(f"{_shorten(path)!r} cannot be opened as a picture: {error.strerror}.") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ImageInputError(f"{name} cannot be opened as a picture: {reason}.") from error
 
 
 def _decode(content: bytes, *, name: str) -> Image.Image:
@@ -279,53 +342,10 @@ def _decode(content: bytes, *, name: str) -> Image.Image:
 
 
 def _decode_stream(stream: Any, *, name: str) -> Image.Image:
-    try:
-        image = Image.open(stream)
-        if not (isinstance(stream, BytesIO) and decode_beside(image, stream.getvalue())):
-            image.load()
-    except Image.DecompressionBombError as error:
-        raise ImageInputError(
-            f"{name!r} decodes to more than twice `PIL.Image.MAX_IMAGE_PIXELS` = {Image.MAX_IMAGE_PIXELS} pixels. "
-            "Scale it down, or raise that limit if you trust the file."
-        ) from error
-    except UnidentifiedImageError as error:
-        raise ImageInputError(
-            f"{name!r} is not a picture in a format Pillow can read. Convert it, to PNG or JPEG for instance."
-        ) from error
-    except _DECODE_ERRORS as error:
-        raise ImageInputError(
-            f"{name!r} could not be decoded ({error}). It is probably truncated or damaged: download or export it "
-            "again."
-        ) from error
+    image = open_header(stream, name=name)
+    if not (isinstance(stream, BytesIO) and decode_beside(image, stream.getvalue())):
+        decode(image, name=name)
     return image
-
-
-def _download(url: str) -> bytes:
-    # The host's own HTTP client, so that proxies and certificates behave as for the Hub.
-    from huggingface_hub.utils import httpx
-
-    content = bytearray()
-    deadline = time.monotonic() + DOWNLOAD_DEADLINE_SECONDS
-    try:
-        with httpx.stream("GET", url, timeout=DOWNLOAD_TIMEOUT_SECONDS, follow_redirects=True) as response:
-            response.raise_for_status()
-            for chunk in response.iter_bytes():
-                content += chunk
-                if len(content) > MAX_DOWNLOAD_BYTES:
-                    raise ImageInputError(
-                        f"{_shorten(url)!r} sends more than {MAX_DOWNLOAD_BYTES} bytes, the limit for one picture. "
-                        "Download it yourself and pass the file."
-                    )
-                if time.monotonic() > deadline:
-                    raise ImageInputError(
-                        f"{_shorten(url)!r} took longer than {DOWNLOAD_DEADLINE_SECONDS:g} seconds to arrive. "
-                        "Download it yourself and pass the file."
-                    )
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        raise ImageInputError(
-            f"{_shorten(url)!r} could not be downloaded ({error}). Check the address and the network."
-        ) from error
-    return bytes(content)
 
 
 def _composite_on_white(image: Image.Image) -> Image.Image:
@@ -345,8 +365,13 @@ def _to_channels_first(image: PixelArray, *, input_data_format: str | ChannelDim
     if 0 in image.shape:
         _raise_no_pixels(image.shape)
     if input_data_format is None:
+        if image.shape[0] in _CHANNELS and image.shape[-1] in _CHANNELS:
+            _warn_once(
+                f"An array of shape {image.shape} may have its channels first or last; they are taken to be first. "
+                "Pass `input_data_format` to say which."
+            )
         try:
-            input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+            input_data_format = infer_channel_dimension_format(image, num_channels=_CHANNELS)
         except ValueError as error:
             raise ImageInputError(
                 f"`images` holds an array of shape {image.shape} without an axis of 1, 3 or 4 channels; expected "

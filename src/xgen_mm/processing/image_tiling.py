@@ -12,7 +12,7 @@ from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDA
 
 from ..anyres import Size, best_canvas, count_tiles, fit_inside
 from ..errors import ImageInputError
-from .image_loading import fetch_image, flatten_images
+from .image_loading import fetch_image, flatten_images, is_collection
 from .released_processor import translate_image_settings
 
 ASPECT_RATIO_MODES = ("anyres", "pad", "none")
@@ -92,8 +92,8 @@ class XGenMMBaseImageProcessor(BaseImageProcessor):
         Raises:
             ImageInputError: If a source cannot be read.
         """
-        if isinstance(image_url_or_urls, list | tuple):
-            return [self.fetch_images(item) for item in image_url_or_urls]
+        if image_url_or_urls is not None and is_collection(image_url_or_urls):
+            return [item if item is None else self.fetch_images(item) for item in image_url_or_urls]
         return fetch_image(image_url_or_urls)
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:

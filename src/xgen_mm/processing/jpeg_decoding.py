@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
+
+from ..images.opening import exif_orientation
 
 PixelArray = np.ndarray[Any, np.dtype[Any]]
 
@@ -44,7 +46,8 @@ def decode_beside(image: Image.Image, content: bytes) -> bool:
         if colours != "YCbCr" or (width, height) != image.size:
             return False
         vars(image)[_PIXELS] = decoder.decode_jpeg(content, colorspace="RGB")
-    except (ValueError, MemoryError):
+    except Exception:
+        # Whatever it is: Pillow tries next, and names it.
         return False
     return True
 
@@ -63,12 +66,7 @@ def pixels_beside(image: Image.Image) -> PixelArray | None:
     is_decoded = vars(image).get("_im") is not None
     if pixels is None or is_decoded or image.size != (pixels.shape[1], pixels.shape[0]):
         return None
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError):
-        # Damaged metadata must not cost the user an intact picture.
-        return pixels
-    return _turn_upright(pixels, orientation)
+    return _turn_upright(pixels, exif_orientation(image))
 
 
 def _turn_upright(pixels: PixelArray, orientation: int) -> PixelArray:

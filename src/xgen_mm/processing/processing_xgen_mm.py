@@ -12,6 +12,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from ..errors import PlaceholderMismatchError
 from .call_arguments import sorted_arguments
 from .chat_template import build_chat_template
+from .image_loading import arrange_images
 from .placeholder_ids import expand, read_shape, repeats_of, short_kwargs
 from .released_processor import (
     complete_tokenizer,
@@ -87,6 +88,7 @@ class XGenMMProcessor(ProcessorMixin):
             ValueError: If `truncation` would cut through the image tokens of a picture, or a limit allows no tiles.
         """
         kwargs = self._with_tile_budget(kwargs)
+        images = arrange_images(images)
         prepared = None
         is_plain = videos is None and audio is None and not kwargs.get("sanitize_control_tokens")
         if images is not None and text is not None and is_plain:
@@ -167,6 +169,22 @@ class XGenMMProcessor(ProcessorMixin):
         finally:
             for part in parts:
                 vars(part).pop("auto_map", None)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        trust_remote_code: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a processor; arguments as in the host's method.
+
+        Nobody is asked whether code of the checkpoint may run: without `trust_remote_code=True` it does not.
+        """
+        return super().from_pretrained(
+            pretrained_model_name_or_path, trust_remote_code=bool(trust_remote_code), **kwargs
+        )
 
     @classmethod
     def get_processor_dict(

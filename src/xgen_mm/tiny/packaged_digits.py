@@ -36,7 +36,7 @@ GENERATOR_NAMES = (
 @functools.cache
 def packaged_bank() -> GlyphBank:
     """The packaged digits."""
-    with Image.open(SHEET) as sheet:
+    with Image.open(SHEET, formats=("PNG",)) as sheet:
         pixels = np.asarray(sheet.convert("L"))
     rows = pixels.reshape(10, IMAGE_SIDE, DIGITS_PER_CLASS, IMAGE_SIDE).swapaxes(1, 2)
     return GlyphBank(rows.reshape(-1, IMAGE_SIDE, IMAGE_SIDE), np.repeat(np.arange(10), DIGITS_PER_CLASS))

@@ -1,6 +1,5 @@
 """MINT-1T: web pages, PDF files and papers with pictures."""
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -9,23 +8,13 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from ...errors import DataError
+from ...images.opening import open_header
 from ..errors import Reason
 from ..records import Document, Record
 from .row import FormatReader, Row, cause, describe_value, interleave, is_missing
 
 # Of a document of many pages.
 MAX_TIFF_BYTES = 256 * 2**20
-_TIFF_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    struct.error,
-    Image.DecompressionBombError,
-)
 _PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 
 
@@ -128,7 +117,7 @@ def split_frames(row: Row, name: str, *, expected: int) -> Iterator[bytes]:
     if len(content) > MAX_TIFF_BYTES:
         raise row.error("too large", name, f"a TIFF of {len(content)} bytes; expected at most {MAX_TIFF_BYTES}")
     try:
-        with Image.open(BytesIO(content), formats=("TIFF",)) as tiff:
+        with open_header(content, name="the TIFF", formats=frozenset({"TIFF"})) as tiff:
             count = getattr(tiff, "n_frames", 1)
             if count != expected:
                 reason: Reason = "more <image> than images" if count < expected else "more images than <image>"
@@ -140,7 +129,8 @@ def split_frames(row: Row, name: str, *, expected: int) -> Iterator[bytes]:
                 yield _encode_frame(tiff, index)
     except DataError:
         raise
-    except _TIFF_ERRORS as error:
+    except Exception as error:
+        # A decoder may raise anything.
         raise row.error("unreadable image", name, f"expected a TIFF that can be read ({cause(error)})") from error
 
 

@@ -9,14 +9,15 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ...errors import DataError, ImageInputError
-from ...processing.image_loading import MAX_DOWNLOAD_BYTES, fetch_image
+from ...images.bounded_download import MAX_IMAGE_BYTES, is_url
+from ...images.opening import open_header
+from ...processing.image_loading import decode_data_uri
 from ..errors import Reason
 from ..records import Part, Picture, Provenance, Record, Text
 
@@ -28,7 +29,6 @@ MAX_ENCODED_CHARACTERS = 8_000_000
 MAX_LITERAL_CHARACTERS = 1_000_000
 _PREVIEW_CHARACTERS = 60
 _ADDRESS = re.compile(r" ?<[^<>]* at 0x[0-9a-f]+>")
-_HEADER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class PictureRules:
 
     root: Path | None = None
     check: PictureCheck = "header"
-    max_bytes: int = MAX_DOWNLOAD_BYTES
+    max_bytes: int = MAX_IMAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +176,7 @@ class Row:
             value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
         if is_missing(value) or value in ("", b""):
             raise self.error("missing image", where, "expected a picture, found nothing")
-        if isinstance(value, str) and value.startswith(("http://", "https://")):
+        if isinstance(value, str) and is_url(value):
             return Picture(value)
         if isinstance(value, str) and value.startswith("data:"):
             return self._checked(Picture(self._decode_uri(value, where)), where)
@@ -217,12 +217,9 @@ class Row:
                 "too large", where, f"a picture of {len(uri)} characters; expected {self.rules.max_bytes} bytes"
             )
         try:
-            image = fetch_image(uri)
+            return decode_data_uri(uri)
         except ImageInputError as error:
             raise self.error("unreadable image", where, str(error).rstrip(".")) from error
-        stream = BytesIO()
-        image.save(stream, format="PNG")  # type: ignore[union-attr]
-        return stream.getvalue()
 
     def _checked(self, picture: Picture, where: str) -> Picture:
         source = picture.source
@@ -273,15 +270,10 @@ def check_header(source: bytes | Path) -> None:
     Raises:
         ImageInputError: If it is no picture or too large to be decoded.
     """
+    name = f"{len(source)} bytes" if isinstance(source, bytes) else preview(source.name)
     try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if 0 in image.size:
-                raise ImageInputError(f"the picture has {image.height} x {image.width} pixels")
-    except UnidentifiedImageError as error:
-        raise ImageInputError("these bytes are no picture in a format Pillow can read") from error
-    except ImageInputError:
-        raise
-    except _HEADER_ERRORS as error:
+        open_header(source, name=name).close()
+    except OSError as error:
         raise ImageInputError(f"the picture cannot be opened ({cause(error)})") from error
 
 
