@@ -2,6 +2,7 @@
 
 `check` reads a data set as training will: it counts rows, records and pictures, decodes every picture, lists broken
 rows by reason, measures the samples in tokens of the given model, and can draw what the model sees of the first ones.
+The exit status is 1 if no row gives a record.
 
 PATH is a file (parquet, json, jsonl, csv, tsv, tar), a directory of such files, a pattern, a YAML file of counts per
 file, a folder of pictures, or a data set of the Hub as owner/name[:configuration].
@@ -54,7 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     check.add_argument("--image-root", metavar="DIR", help="directory of pictures given by name (default: PATH's own)")
     check.add_argument(
-        "--split", metavar="NAME", default="train", help="split of a data set of the Hub (default: train)"
+        "--split",
+        metavar="NAME",
+        default="train",
+        help="split of a data set of the Hub, or of a directory whose files are named for splits (default: train)",
     )
     check.add_argument(
         "--fetch", metavar="DIR", help="fetch pictures given as URLs into DIR (default: count them only)"
@@ -136,7 +140,7 @@ def _run_check(args: argparse.Namespace) -> int:
         print_text("\n".join(format_check(check, path=str(args.path), format=args.format, model=name)))
     if args.picture is not None:
         _write_sheet(check, args, processor=processor, cells_per_tile=config.cells_per_tile, model=name)
-    return 0
+    return 0 if check.report.num_records else 1
 
 
 def format_check(check: "DataCheck", *, path: str, format: str, model: str) -> list[str]:

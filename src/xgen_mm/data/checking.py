@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from .encoding import RecordEncoder, Sample, SampleError
+from .encoding import RecordEncoder, Sample, SampleError, describe
 from .errors import ReadReport
 from .reading import RecordSource, is_url
 from .records import Conversation, Document, PreferencePair, Record, pictures_of
@@ -119,9 +119,12 @@ def _measure(
     num_urls = sum(is_url(picture.source) for picture in pictures)
     try:
         samples = [] if num_urls else [encoder(form) for form in _forms(record)]
-    except SampleError as error:
+    # Whatever a picture or a text leads to, lack of memory included, is the fault of that row.
+    except Exception as error:
         check.report.num_records -= 1
-        check.report.take(DataError(error.reason, str(error)), policy=source.policy)
+        reason = error.reason if isinstance(error, SampleError) else "unexpected error"
+        where = "" if isinstance(error, SampleError) else f"{describe(record.provenance)}: {type(error).__name__}: "
+        check.report.take(DataError(reason, f"{where}{error}"), policy=source.policy)
         return
     kind = type(record).__name__
     check.kinds[kind] = check.kinds.get(kind, 0) + 1

@@ -25,6 +25,9 @@ Reason: TypeAlias = Literal[
     "no rating",
     "no preference",
     "too large",
+    "unread column",
+    "unread media",
+    "unexpected error",
 ]
 
 POLICIES: tuple[Policy, ...] = ("skip", "raise")
@@ -75,6 +78,25 @@ class ReadReport:
             raise error
         self.pictures_left_out[error.reason] += 1
         self.remember(error)
+
+    def check_usable(self, name: str) -> None:
+        """Refuse a data set of which nothing can be used.
+
+        Args:
+            name: What the message calls the data set.
+
+        Raises:
+            DataError: If rows were broken and none gave a record; it tells the first faults.
+        """
+        if not self.num_bad_rows or self.num_records:
+            return
+        counts = ", ".join(f"{count} {reason}" for reason, count in self.bad_rows.most_common())
+        first = " ".join(self.examples[reason][0] for reason, _ in self.bad_rows.most_common(2))
+        raise DataError(
+            "no usable record",
+            f"`{name}`: none of its {self.num_rows} rows can be used ({counts}): {first} Check `format`, its options "
+            "and `image_root`; `xgen-mm data check` shows more.",
+        )
 
     def remember(self, error: DataError) -> None:
         """Keep the message if it is among the first of its reason."""

@@ -53,11 +53,16 @@ class ResumableLoader:
         self._num_batches = 0
 
     def __iter__(self) -> Iterator[Batch]:
-        """The remaining batches of the epoch."""
+        """The remaining batches of the epoch.
+
+        Raises:
+            ValueError: If a whole epoch has no batch.
+        """
         num_parts = max(1, self.num_workers)
         self.stream.epoch = self._epoch
         self.stream.places = dict(self._places)
         self.stream.first_part = self._next_part
+        is_fresh, num_before = not self._places, self._num_batches
         loader = DataLoader(
             self.stream,
             batch_size=None,
@@ -74,6 +79,11 @@ class ResumableLoader:
             self._next_part = (part + 1) % num_parts
             self._num_batches += 1
             yield batch if self.finish is None else self.finish(batch)
+        if is_fresh and self._num_batches == num_before:
+            raise ValueError(
+                "The stream gave this process no batch in a whole epoch: none of its records can be used, or they are "
+                "fewer than ranks times workers. `xgen-mm data check` shows what is wrong with each."
+            )
         self._epoch, self._places, self._next_part = self._epoch + 1, {}, 0
 
     def state_dict(self) -> dict[str, Any]:

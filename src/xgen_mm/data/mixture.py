@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from ..errors import ImageInputError
+from ..errors import DataError, ImageInputError
 from .collators import BadPolicy
 from .cursors import Cursor, Place, Shard, generator_for
 from .encoding import Sample, SampleError
@@ -23,6 +23,8 @@ FIRST_TURN = {"samples": 1.0, "tokens": 512.0}
 # So many unusable records of one source in a row mean that none of its records is usable.
 MAX_FAILURES_IN_A_ROW = 1000
 WEIGHT_TOLERANCE = 1e-6
+# What a record may lead to; programming errors are not its fault.
+_RECORD_ERRORS = (ValueError, OSError, MemoryError, RecursionError, OverflowError)
 
 
 class Encoder(Protocol):
@@ -109,6 +111,9 @@ class MixtureCursor:
 
     def __init__(self, mixture: Mixture, shard: Shard, *, place: Place | None, epoch: int) -> None:
         self._mixture = mixture
+        self._is_whole = shard.count == 1
+        # What was wrong with the latest record that each source had to leave out.
+        self._latest: dict[int, str] = {}
         places: list[Place | None] = place["sources"] if place else [None] * len(mixture.entries)
         self._sources: list[Cursor[Record]] = [
             entry.source.open(shard, place=where, epoch=epoch)
@@ -171,13 +176,15 @@ class MixtureCursor:
             try:
                 record = next(self._sources[turn])
             except StopIteration:
+                self._check_usable(turn)
                 return None
             try:
                 sample = entry.encoder(record)
-            except (SampleError, ImageInputError) as error:
+            except _RECORD_ERRORS as error:
                 if self._mixture.on_bad_record == "raise":
                     raise
-                self._count(f"{entry.name}: {getattr(error, 'reason', 'unreadable picture')}", error)
+                self._latest[turn] = f"{type(error).__name__}: {error}"
+                self._count(f"{entry.name}: {_reason(error)}", error)
                 continue
             if sample.is_cut:
                 self._skipped[f"{entry.name}: cut to its limits, not left out"] += 1
@@ -185,8 +192,21 @@ class MixtureCursor:
         raise SampleError(
             "no usable record",
             f"{MAX_FAILURES_IN_A_ROW} records of `{entry.name}` in a row cannot be used; left out so far: "
-            f"{dict(self._skipped)}.",
+            f"{dict(self._skipped)}. Latest: {self._latest.get(turn)}",
         )
+
+    def _check_usable(self, turn: int) -> None:
+        """Refuse a source that has ended with all of its records left out; another part of it may still be usable."""
+        name = self._mixture.entries[turn].name
+        if self._amounts[turn] or turn not in self._latest:
+            return
+        if self._is_whole:
+            raise SampleError(
+                "no usable record",
+                f"None of the records of `{name}` can be used; left out: {dict(self._skipped)}. Latest: "
+                f"{self._latest[turn]}",
+            )
+        logger.warning("None of the records of `%s` in this part can be used. Latest: %s", name, self._latest[turn])
 
     def _count(self, reason: str, error: Exception) -> None:
         self._skipped[reason] += 1
@@ -194,6 +214,12 @@ class MixtureCursor:
         # The 1st, 10th, 100th ...: enough to notice, too few to fill a disk.
         if str(count).strip("0") == "1":
             logger.warning("Left out %d record(s), %s. Latest: %s", count, reason, error)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ImageInputError):
+        return "unreadable picture"
+    return error.reason if isinstance(error, DataError) else type(error).__name__
 
 
 def normalise_weights(weights: dict[str, float]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from .cursors import Cursor, Place, Shard, generator_for, permuted
+from .errors import ReadReport
 from .records import Record
 
 logger = logging.getLogger(__name__)
@@ -229,7 +230,14 @@ class _RowsCursor:
             for record in self._records:
                 self._given += 1
                 return record
-            row = {name: values[0] for name, values in next(self._rows).items()}
+            try:
+                row = {name: values[0] for name, values in next(self._rows).items()}
+            except StopIteration:
+                # As `RowReader` keeps it.
+                report = getattr(self._read, "report", None)
+                if isinstance(report, ReadReport):
+                    report.check_usable("stream of `datasets`")
+                raise
             self._before, self._after, self._given = self._after, self._dataset.state_dict(), 0
             self._records = iter(self._read(row))
 

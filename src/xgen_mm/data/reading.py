@@ -11,8 +11,9 @@ from ..errors import DataError
 from ..images.bounded_download import is_url as is_web_address
 from .errors import Policy, ReadReport, check_policy
 from .fetching import Fetcher
+from .formats.columns import check_other_media, check_pictures_are_read
 from .formats.registry import make_reader, reader_class
-from .formats.row import FormatReader, PictureCheck, PictureRules, Row, is_missing
+from .formats.row import FormatReader, PictureCheck, PictureRules, Row, cause, short_key
 from .records import Conversation, Document, Part, Picture, PreferencePair, Record, Turn, pictures_of
 from .sources import (
     COUNT_SEED,
@@ -22,6 +23,7 @@ from .sources import (
     is_hub_id,
     is_saved_dataset,
     open_stream,
+    picture_roots,
     read_folder,
     read_rows,
 )
@@ -34,11 +36,11 @@ FETCH_WINDOW = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
-    """A row with the name to use if it has none of its own, and the directory of its pictures."""
+    """A row with the name to use if it has none of its own, and the directories of its pictures."""
 
     row: RawRow
     key: str
-    picture_root: Path | None
+    picture_roots: tuple[Path, ...]
 
 
 class RowReader:
@@ -62,7 +64,7 @@ class RowReader:
         check: PictureCheck = "header",
     ) -> None:
         self.reader: FormatReader = make_reader(format, options)
-        self.rules = PictureRules(root=None if image_root is None else Path(image_root).expanduser(), check=check)
+        self.rules = PictureRules(roots=_roots_of(image_root), check=check)
         self.policy = check_policy(policy)
         self.report = ReadReport()
 
@@ -76,23 +78,38 @@ class RowReader:
         Raises:
             DataError: If the row is broken and the policy is `raise`.
         """
-        return self.read_at(values, key=key or f"row {self.report.num_rows}", root=self.rules.root)
+        return self.read_at(values, key=key or f"row {self.report.num_rows}", roots=self.rules.roots)
 
-    def read_at(self, values: Mapping[str, Any] | DataError, *, key: str, root: Path | None) -> list[Record]:
-        """Records of a row whose pictures are in `root`."""
+    def read_at(self, values: Mapping[str, Any] | DataError, *, key: str, roots: tuple[Path, ...]) -> list[Record]:
+        """Records of a row whose pictures are in one of `roots`."""
         self.report.num_rows += 1
         try:
-            if isinstance(values, DataError):
-                raise values
-            names = [name for name in self.reader.id_fields if not is_missing(values.get(name)) and values[name] != ""]
-            own = values[names[0]] if names else key
-            rules = replace(self.rules, root=root)
-            row = Row(values=values, dataset=self.reader.dataset, key=str(own), rules=rules)
-            records = self.reader.read(row)
+            records = self._read(values, key, roots)
         except DataError as error:
             self.report.take(error, policy=self.policy)
             return []
+        # Whatever a stranger's row leads to, lack of memory included, is the fault of that row.
+        except Exception as error:
+            what = f"{type(error).__name__}: {' '.join(cause(error).split())}"
+            fault = DataError("unexpected error", f"Row `{key}` of `{self.reader.dataset}`: {what}.")
+            fault.__cause__ = error
+            self.report.take(fault, policy=self.policy)
+            return []
         self.report.num_records += len(records)
+        return records
+
+    def _read(self, values: Mapping[str, Any] | DataError, key: str, roots: tuple[Path, ...]) -> list[Record]:
+        if isinstance(values, DataError):
+            raise values
+        rules = replace(self.rules, roots=roots)
+        row = Row(values=values, dataset=self.reader.dataset, key=key, rules=rules)
+        if self.reader.has_fields_in_json:
+            row = row.with_json_member()
+        own = (row.values.get(name) for name in self.reader.id_fields)
+        row = replace(row, key=next((short for value in own if (short := short_key(value))), key))
+        check_other_media(row)
+        records = self.reader.read(row)
+        check_pictures_are_read(row, records)
         return records
 
 
@@ -106,10 +123,11 @@ class RecordSource:
         path: File, directory, pattern, YAML file of counts, folder of pictures, or Hub id `owner/name[:config]`.
         format: Name of the format.
         options: Options of the format.
-        image_root: Directory of pictures that are given by name; by default that of the file, or of the data set.
+        image_root: Directory of pictures that are given by name; by default that of the file, or of the data set,
+            then those of `sources.picture_roots`.
         policy: What becomes of broken rows.
         check: How far pictures are looked at.
-        split: Split of a data set of the Hub.
+        split: Split of a data set of the Hub, of a directory or of a pattern whose files are named for splits.
         count: Take so many random rows instead of all; more than there are repeat some. Local files only.
         seed: Seed of that choice.
         fetcher: Fetches pictures that are given as URLs; without one they stay URLs.
@@ -135,9 +153,15 @@ class RecordSource:
             raise ValueError(f"`count` is {self.count}; expected at least 1, or `None` for all rows.")
 
     def __iter__(self) -> Iterator[Record]:
-        """Records of one pass."""
+        """Records of one pass.
+
+        Raises:
+            ValueError: If there is nothing to read at `path`.
+            DataError: If a row is broken and the policy is `raise`; or, at the end, if all rows were.
+        """
         for records in self.read_rows():
             yield from records
+        self.report.check_usable(str(self.path))
 
     def __call__(self, number: int = 0) -> Iterator[Record]:
         """Records of the pass of that number; all passes are alike."""
@@ -157,7 +181,7 @@ class RecordSource:
         reader = self._reader()
         self.report = reader.report
         rows = (
-            reader.read_at(place.row, key=place.key, root=place.picture_root)
+            reader.read_at(place.row, key=place.key, roots=place.picture_roots)
             for place in islice(self._places(), limit)
         )
         yield from rows if self.fetcher is None else self._with_fetched(rows, self.fetcher)
@@ -179,19 +203,19 @@ class RecordSource:
                 yield place
 
     def _all_places(self) -> Iterator[_Place]:
-        root = None if self.image_root is None else Path(self.image_root).expanduser()
+        roots = _roots_of(self.image_root)
         if self.format == "folder":
-            for row in read_folder(self.path):
-                yield _Place(row=row, key=row["image"], picture_root=Path(self.path).expanduser())
+            for row in read_folder(self.path, split=self.split):
+                yield _Place(row=row, key=row["image"], picture_roots=_roots_of(self.path))
         elif is_hub_id(self.path) or is_saved_dataset(self.path):
             for position, row in enumerate(open_stream(self.path, split=self.split)):
-                yield _Place(row=row, key=f"{self.split}:{position}", picture_root=root)
+                yield _Place(row=row, key=f"{self.split}:{position}", picture_roots=roots)
         else:
             columns = reader_class(self.format).columns
-            for selection in find_files(self.path):
-                place = root or selection.picture_root or selection.path.parent
+            for selection in find_files(self.path, split=self.split):
+                places = roots or picture_roots(selection)
                 for position, found in read_rows(selection, columns=columns):
-                    yield _Place(row=found, key=f"{selection.path.name}:{position}", picture_root=place)
+                    yield _Place(row=found, key=f"{selection.path.name}:{position}", picture_roots=places)
 
     def _with_fetched(self, rows: Iterator[list[Record]], fetcher: Fetcher) -> Iterator[list[Record]]:
         while window := list(islice(rows, FETCH_WINDOW)):
@@ -232,8 +256,8 @@ def safety_sources(
     Args:
         vlguard: `train.json` of VLGuard.
         helpful: Fine-tuning data as LLaVA JSON.
-        vlguard_images: Directory of VLGuard's pictures.
-        helpful_images: Directory of the other pictures.
+        vlguard_images: Directory of VLGuard's pictures; by default that of the JSON, or `train` beside it.
+        helpful_images: Directory of the other pictures; by default that of the JSON, or `images` beside it.
         num_helpful: How many helpful rows; the paper took 5,000.
         seed: Seed of their choice.
         policy: What becomes of broken rows.
@@ -261,6 +285,10 @@ def describe_report(report: ReadReport, *, name: str) -> str:
 def is_url(source: Any) -> bool:
     """Whether a picture has to be fetched."""
     return isinstance(source, str) and is_web_address(source)
+
+
+def _roots_of(directory: str | Path | None) -> tuple[Path, ...]:
+    return () if directory is None else (Path(directory).expanduser(),)
 
 
 def _url_of(picture: Picture) -> str:

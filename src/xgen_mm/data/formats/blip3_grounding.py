@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..records import Document, Record, Text
+from .columns import image_column
 from .row import FormatReader, Row
 
 BOX_FORMATS = {"position": 0, "coordinates": 1, "tags": 2}
@@ -41,7 +42,7 @@ class Blip3Grounding50mReader(FormatReader):
     def read(self, row: Row) -> list[Record]:
         """One document per box format: the picture, then the caption."""
         captions = row.as_list(row.parsed("captions", notation="python"), "captions")
-        field = row.first_of("image", "jpg", "url")
+        field = image_column(row, "image", "jpg", "url")
         picture = row.picture(row.require(field), field)
         url = row.values.get("url")
         return [

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..records import Document, Record, Text
+from .columns import image_column
 from .row import FormatReader, Row
 
 # What the paper names as an example of what its loader strips.
@@ -50,7 +51,7 @@ class Blip3Ocr200mReader(FormatReader):
     def read(self, row: Row) -> list[Record]:
         """One document per granularity: the picture, then the text."""
         captions = row.as_list(row.parsed("captions", notation="json"), "captions")
-        field = row.first_of("image", "jpg", "url")
+        field = image_column(row, "image", "jpg", "url")
         picture = row.picture(row.require(field), field)
         url = row.values.get("url")
         return [

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..records import Document, Record, Text
+from .columns import IMAGE_FILES, IMAGE_URLS, MEMBER_IMAGES, check_words_are_read, image_column
 from .row import FormatReader, Row
 
-# Without its dot, a field of a tar sample has the name of the member's suffix.
-IMAGE_FIELDS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_path", "file_name", "url", "image_url", "URL")
+IMAGE_FIELDS = ("image", *MEMBER_IMAGES, "img", *IMAGE_FILES, "url", *IMAGE_URLS)
 CAPTION_FIELDS = ("caption", "text", "txt", "TEXT", "alt_text", "description")
 
 
@@ -16,30 +16,30 @@ class ImageTextPairReader(FormatReader):
     """Picture and caption, from parquet, csv, json or tar shards (as `img2dataset` writes them).
 
     Attributes:
-        image: Field of the picture; `None` takes the first of `image`, `jpg`, `jpeg`, `png`, `webp`, `img`,
-            `image_path`, `file_name`, `url`, `image_url`, `URL`.
-        caption: Field of the caption; `None` takes the first of `caption`, `text`, `txt`, `TEXT`, `alt_text`,
-            `description`.
+        image: Field of the picture; `None` takes the member of a tar sample that is one, or else the first of
+            `IMAGE_FIELDS` that is there.
+        caption: Field of the caption; `None` takes `txt` of a tar sample, or else the first of `CAPTION_FIELDS`.
+        ignore: Fields that look like a question or an answer and are to be left out; otherwise a row with such a field
+            is refused.
 
-    Verified with the documentation of `img2dataset`: tar samples of `jpg`, `txt` and `json`. Assumed: the names of the
-    other layouts, which differ between copies of the same data set; a row with none of them is refused with the names
-    that it has.
+    Verified with the documentation and the output of `img2dataset`: tar samples of `jpg`, `txt` and `json`. Assumed:
+    the names of the other layouts, which differ between copies of the same data set; a row with none of them is
+    refused with the names that it has.
     """
 
     image: str | None = None
     caption: str | None = None
+    ignore: tuple[str, ...] = ()
 
     dataset: ClassVar[str] = "image_text_pairs"
 
     def read(self, row: Row) -> list[Record]:
         """One document: the picture, then its caption."""
-        caption_field = self.caption or row.first_of(*CAPTION_FIELDS)
+        is_member = "__key__" in row.values and row.has("txt")
+        caption_field = self.caption or ("txt" if is_member else row.first_of(*CAPTION_FIELDS))
         caption = row.text(caption_field).strip()
-        if self.image is None and not any(row.values.get(name) for name in IMAGE_FIELDS):
-            raise row.error(
-                "missing image", "image", f"expected one of {', '.join(IMAGE_FIELDS)}; found {', '.join(row.values)}"
-            )
-        image_field = self.image or row.first_of(*IMAGE_FIELDS)
+        image_field = self.image or image_column(row, *IMAGE_FIELDS)
+        check_words_are_read(row, read=(image_field, caption_field), ignored=self.ignore)
         picture = row.picture(row.values.get(image_field), image_field)
         return [Document((picture, Text(caption)), row.provenance(url=row.values.get("url")))]
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..records import Record
-from .llava_json import find_pictures
+from .llava_json import find_pictures, without_first_answer
 from .placeholders import PLACEHOLDER, Message, build_conversation, read_messages
 from .row import FormatReader, Row
 
@@ -38,6 +38,7 @@ class MantisReader(FormatReader):
             Message(message.role, message.text.replace(self.placeholder, PLACEHOLDER))
             for message in read_messages(row, row.require(field), field)
         ]
+        messages = without_first_answer(messages)
         pictures = find_pictures(row, "images", "image")
         if self.put_missing_first and pictures and not any(PLACEHOLDER in message.text for message in messages):
             messages = _put_first(messages, len(pictures))
@@ -48,7 +49,8 @@ class MantisReader(FormatReader):
 class MmduReader(MantisReader):
     """MMDU-45k (`laolao77/MMDU`): `{"id", "image": [name ...], "conversations": [{"from", "value"} ...]}`.
 
-    Both `<image>` and `<ImageHere>` stand for a picture.
+    Both `<image>` and `<ImageHere>` stand for a picture. Names begin with "/", which stands for the directory of
+    pictures.
 
     Verified in code of its users: the fields and `image` as a list of names. Assumed: `<ImageHere>`.
     """

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..records import Conversation, Part, Picture, Record, Text, Turn
+from .layouts import with_messages
 from .llava_json import find_pictures
 from .placeholders import check_image_count, check_turns, read_role
 from .row import FormatReader, Row, is_missing
@@ -28,6 +29,7 @@ class MessagesReader(FormatReader):
 
     def read(self, row: Row) -> list[Record]:
         """One conversation."""
+        row = with_messages(row)
         turns = read_turns(row, "messages", pictures=PictureQueue(row))
         check_turns(row, turns, where="messages")
         return [Conversation(turns, row.provenance())]

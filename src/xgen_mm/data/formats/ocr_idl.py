@@ -25,6 +25,7 @@ class OcrIdlReader(FormatReader):
     max_pages: int | None = None
 
     dataset: ClassVar[str] = "ocr_idl"
+    has_fields_in_json: ClassVar[bool] = False
     id_fields: ClassVar[tuple[str, ...]] = ("__key__",)
 
     def read(self, row: Row) -> list[Record]:
@@ -32,7 +33,7 @@ class OcrIdlReader(FormatReader):
         content = row.as_mapping(row.parsed("json", notation="json"), "json")
         pages = row.as_list(content.get("pages"), "json.pages")
         # Frames beyond the last page that is read are not decoded.
-        frames = split_frames(row, row.first_of("tif", "tiff"), expected=len(pages))
+        frames = split_frames(row, row.first_of("tif", "tiff"), numbers=range(len(pages)), expected=len(pages))
         records: list[Record] = []
         for index, (page, frame) in enumerate(zip(pages[: self.max_pages], frames, strict=False)):
             text = "\n".join(self._lines(row, page, f"json.pages[{index}]")).strip()

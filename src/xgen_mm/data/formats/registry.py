@@ -30,6 +30,7 @@ FORMATS: Mapping[str, tuple[str, str]] = {
     "mmdu": ("mantis", "MmduReader"),
     "obelics": ("obelics", "ObelicsReader"),
     "ocr_idl": ("ocr_idl", "OcrIdlReader"),
+    "question_answer": ("layouts", "QuestionAnswerReader"),
     "sbu": ("image_text_pairs", "SbuReader"),
     "trl_preference": ("trl_preference", "TrlPreferenceReader"),
     "trl_unpaired": ("trl_unpaired", "TrlUnpairedReader"),

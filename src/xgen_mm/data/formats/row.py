@@ -6,20 +6,25 @@ import math
 import ntpath
 import os
 import re
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
+import numpy as np
+import torch
 from PIL import Image
 
 from ...errors import DataError, ImageInputError
 from ...images.bounded_download import MAX_IMAGE_BYTES, is_url
 from ...images.opening import open_header
-from ...processing.image_loading import decode_data_uri
+from ...processing.image_loading import array_to_pixels, decode_data_uri
 from ..errors import Reason
 from ..records import Part, Picture, Provenance, Record, Text
+from ..sources import has_too_many_values
 
 PictureCheck: TypeAlias = Literal["none", "header", "full"]
 
@@ -28,6 +33,13 @@ MAX_ENCODED_CHARACTERS = 8_000_000
 # `ast.literal_eval` builds a syntax tree of some hundred bytes per character.
 MAX_LITERAL_CHARACTERS = 1_000_000
 _PREVIEW_CHARACTERS = 60
+_SHOWN_NAMES = 20
+_KEY_CHARACTERS = 200
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# Looks at so much of a value that a message can show, however deep or long it is.
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxdict, _REPR.maxlist, _REPR.maxtuple, _REPR.maxset = 4, 12, 20, 20, 20
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 2 * _PREVIEW_CHARACTERS
 _ADDRESS = re.compile(r" ?<[^<>]* at 0x[0-9a-f]+>")
 
 
@@ -36,14 +48,14 @@ class PictureRules:
     """How pictures of rows are found and how far they are looked at.
 
     Attributes:
-        root: Directory in which picture names are looked up. Names that lead out of it are refused; links inside it
-            are followed, because whoever made the directory put them there.
+        roots: Directories in which picture names are looked up, one after the other. Names that lead out of them are
+            refused; links inside them are followed, because whoever made the directory put them there.
         check: `header` opens files and bytes as far as their size, `full` decodes them, `none` does not look at them.
             URLs are not looked at here.
         max_bytes: Largest picture in bytes.
     """
 
-    root: Path | None = None
+    roots: tuple[Path, ...] = ()
     check: PictureCheck = "header"
     max_bytes: int = MAX_IMAGE_BYTES
 
@@ -82,9 +94,7 @@ class Row:
     def require(self, name: str) -> Any:
         """Value of a field that must be there and not be null."""
         if name not in self.values:
-            raise self.error(
-                "missing field", name, f"no such field; the row has {', '.join(map(str, self.values)) or 'none'}"
-            )
+            raise self.error("missing field", name, f"no such field; the row has {self.names()}")
         value = self.values[name]
         if is_missing(value):
             raise self.error("missing field", name, "it is null; expected a value")
@@ -99,8 +109,28 @@ class Row:
         for name in names:
             if not is_missing(self.values.get(name)):
                 return name
-        has = ", ".join(map(str, self.values)) or "none"
-        raise self.error("missing field", names[0], f"expected one of {', '.join(names)}; the row has {has}")
+        raise self.error("missing field", names[0], f"expected one of {', '.join(names)}; the row has {self.names()}")
+
+    def names(self) -> str:
+        """Names of its fields, the first of them if there are many."""
+        shown = ", ".join(str(name)[:_PREVIEW_CHARACTERS] for name in islice(self.values, _SHOWN_NAMES))
+        num_more = len(self.values) - _SHOWN_NAMES
+        return f"{shown} and {num_more} more" if num_more > 0 else shown or "none"
+
+    def has(self, name: str) -> bool:
+        """Whether a field is there and holds something: no null, no empty text, no list or object of nothing."""
+        return not is_empty(self.values.get(name))
+
+    def with_json_member(self) -> "Row":
+        """A tar sample with the fields of its `json` member beside its own members, which come first.
+
+        `img2dataset` writes a picture (`jpg`), its caption (`txt`) and everything else, other columns of the table
+        included, into an object (`json`).
+        """
+        if "__key__" not in self.values or is_empty(self.values.get("json")):
+            return self
+        fields = self.parsed("json", notation="json")
+        return replace(self, values={**fields, **self.values}) if isinstance(fields, Mapping) else self
 
     def text(self, name: str) -> str:
         """Text of a field, white space at its ends included."""
@@ -120,7 +150,7 @@ class Row:
 
     def as_list(self, value: Any, where: str) -> list[Any]:
         """The value, if it is a list."""
-        if not isinstance(value, list | tuple):
+        if not is_list(value):
             raise self.error("wrong nesting", where, f"expected a list, found {describe_value(value)}")
         return list(value)
 
@@ -148,6 +178,8 @@ class Row:
         if len(value) > limit:
             raise self.error("too large", name, f"{len(value)} characters of {notation}; expected at most {limit}")
         try:
+            if notation == "json" and has_too_many_values(value):
+                raise ValueError("too many values")
             return json.loads(value) if notation == "json" else ast.literal_eval(value.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
             written = "a JSON document" if notation == "json" else "a Python literal"
@@ -173,7 +205,12 @@ class Row:
             DataError: If it is missing, leads out of the directory, or cannot be read.
         """
         if isinstance(value, Mapping):
-            value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+            names = ("bytes", "path", "url")
+            value = next((value[name] for name in names if not is_missing(value.get(name))), None)
+        if isinstance(value, Image.Image):
+            return Picture(value)
+        if isinstance(value, np.ndarray | torch.Tensor):
+            return self._picture_of_array(value, where)
         if is_missing(value) or value in ("", b""):
             raise self.error("missing image", where, "expected a picture, found nothing")
         if isinstance(value, str) and is_url(value):
@@ -184,32 +221,54 @@ class Row:
             return self._checked(Picture(self._path(os.fspath(value), where)), where)
         if isinstance(value, bytes | bytearray | memoryview):
             return self._checked(Picture(bytes(value)), where)
-        if isinstance(value, Image.Image):
-            return Picture(value)
         raise self.error("wrong type", where, f"expected a picture, found {describe_value(value)}")
 
     def pictures(self, value: Any, where: str) -> list[Picture]:
-        """Pictures from one value or a list of them."""
-        items = list(value) if isinstance(value, list | tuple) else [value]
-        return [self.picture(item, f"{where}[{index}]") for index, item in enumerate(items)]
+        """Pictures from one value, or from lists and stacked arrays of them; entries that are null stand for none."""
+        is_stack = isinstance(value, np.ndarray | torch.Tensor) and (value.ndim == 4 or value.dtype == object)
+        if not is_stack and not is_list(value):
+            return [self.picture(value, f"{where}[0]")]
+        found: list[Picture] = []
+        for index, item in enumerate(value):
+            place = f"{where}[{index}]"
+            if is_list(item):
+                found += self.pictures(item, place)
+            elif not is_missing(item):
+                found.append(self.picture(item, place))
+        return found
+
+    def _picture_of_array(self, value: Any, where: str) -> Picture:
+        try:
+            pixels = array_to_pixels(np.asarray(value))
+        except (ImageInputError, TypeError) as error:
+            raise self.error("unreadable image", where, str(error).rstrip(".")) from error
+        return Picture(Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1))))
 
     def _path(self, name: str, where: str) -> Path:
-        root = self.rules.root
-        if root is None:
+        if not self.rules.roots:
             raise self.error(
                 "missing image", where, f"{preview(name)} is a file name; say where pictures are: `image_root`"
             )
         if "\0" in name:
             raise self.error("unsafe path", where, f"{preview(name)} holds a null character")
-        base = os.path.abspath(root)
-        # Joining an absolute name gives that name, so one below the root is accepted and any other refused.
-        path = os.path.normpath(os.path.join(base, name))
-        leads_out = os.path.commonpath([base, path]) != base
-        if leads_out or ntpath.splitdrive(name)[0] or ".." in name.replace("\\", "/").split("/"):
-            raise self.error("unsafe path", where, f"{preview(name)} leads out of `{root}`; expected a name below it")
-        if not os.path.isfile(path):
-            raise self.error("missing image", where, f"there is no file {preview(name)} in `{root}`")
-        return Path(path)
+        if scheme := _SCHEME.match(name):
+            expected = "expected an http(s) address or a file name"
+            raise self.error("unsafe path", where, f"{preview(name)} has the scheme `{scheme[0]}`; {expected}")
+        is_outside = ntpath.splitdrive(name)[0] or ".." in name.replace("\\", "/").split("/")
+        # As it is; as Windows writes it; and from the directory on, as some data sets write all of their names.
+        spellings = [name, name.replace("\\", "/"), name.replace("\\", "/").lstrip("/")]
+        for root in self.rules.roots if not is_outside else ():
+            base = os.path.abspath(root)
+            for spelling in dict.fromkeys(spellings):
+                # Joining an absolute name gives that name, so one below the root is accepted and any other is not.
+                path = os.path.normpath(os.path.join(base, spelling))
+                if os.path.commonpath([base, path]) == base and os.path.isfile(path):
+                    return Path(path)
+        first = self.rules.roots[0]
+        if is_outside or os.path.isabs(name):
+            raise self.error("unsafe path", where, f"{preview(name)} leads out of `{first}`; expected a name below it")
+        others = f" or {len(self.rules.roots) - 1} directories beside it" if len(self.rules.roots) > 1 else ""
+        raise self.error("missing image", where, f"there is no file {preview(name)} in `{first}`{others}")
 
     def _decode_uri(self, uri: str, where: str) -> bytes:
         if len(uri) > 2 * self.rules.max_bytes:
@@ -248,11 +307,13 @@ class FormatReader(ABC):
     Attributes:
         dataset: Name that records carry.
         id_fields: Fields that identify a row; the first that is there becomes its key.
+        has_fields_in_json: Whether the fields of a tar sample may be those of its `json` member.
         columns: Columns of the original csv or tsv file, if it has no line with their names.
     """
 
     dataset: ClassVar[str]
     id_fields: ClassVar[tuple[str, ...]] = ("id", "uid", "key", "__key__")
+    has_fields_in_json: ClassVar[bool] = True
     columns: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -320,6 +381,31 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def is_empty(value: Any) -> bool:
+    """Whether a value holds nothing: null, a blank text, no bytes, false, or a list or an object of nothing."""
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return bool(value.ndim) and len(value) == 0
+    if isinstance(value, Mapping):
+        return not value
+    if is_list(value):
+        return all(is_empty(item) for item in value)
+    return is_missing(value) or value is False or (isinstance(value, str | bytes) and not value.strip())
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value is a list of some kind: also a tuple, a column of `datasets` or of a table of objects."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)
+
+
+def short_key(value: Any) -> str:
+    """What a row is called after its id; nothing if that is none, and the beginning of a long one."""
+    if is_missing(value) or not isinstance(value, str | int | float | bytes):
+        return ""
+    return str(value)[:_KEY_CHARACTERS]
+
+
 def describe_value(value: Any) -> str:
     """A value in a few words."""
     return f"a `{type(value).__name__}` ({preview(value)})"
@@ -327,7 +413,7 @@ def describe_value(value: Any) -> str:
 
 def preview(value: Any) -> str:
     """The first characters of a value."""
-    text = repr(value[: 2 * _PREVIEW_CHARACTERS] if isinstance(value, str | bytes) else value)
+    text = repr(value[: 2 * _PREVIEW_CHARACTERS]) if isinstance(value, str | bytes) else _REPR.repr(value)
     return text if len(text) <= _PREVIEW_CHARACTERS else f"{text[: _PREVIEW_CHARACTERS - 3]}..."
 
 

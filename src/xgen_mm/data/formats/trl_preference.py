@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..records import PreferencePair, Record, Turn
+from .layouts import with_pair
 from .messages import PictureQueue, read_turns
 from .row import FormatReader, Row
 
@@ -21,6 +22,7 @@ class TrlPreferenceReader(FormatReader):
 
     def read(self, row: Row) -> list[Record]:
         """One preference pair."""
+        row = with_pair(row)
         if "prompt" in row.values:
             prompt = read_turns(row, "prompt", pictures=PictureQueue(row))
             chosen, rejected = read_answer(row, "chosen"), read_answer(row, "rejected")

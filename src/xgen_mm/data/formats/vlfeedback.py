@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from ..records import Record, Text, Turn
 from .llava_json import find_pictures
 from .placeholders import PLACEHOLDER
-from .row import FormatReader, Row
+from .row import FormatReader, Row, is_empty, is_missing
 from .trl_preference import make_pair
 
 AXES = ("Helpfulness", "Visual Faithfulness", "Ethical Considerations")
@@ -30,7 +30,8 @@ class VlFeedbackReader(FormatReader):
     `{"Rating": "1" to "5" or "N/A", "Rationale"}` per axis.
 
     The answer with the highest mean of the three ratings is chosen, the one with the lowest is rejected; of several
-    with the same mean the first counts. An answer without all three ratings ("N/A", not a number, none) takes no part.
+    with the same mean the first counts. An answer without all three ratings ("N/A", not a number, none) takes no part;
+    one without words does only where there is no other to be rejected.
 
     Attributes:
         min_margin: Refuse rows whose best and worst means differ by less.
@@ -48,7 +49,7 @@ class VlFeedbackReader(FormatReader):
         """One preference pair."""
         pictures = find_pictures(row, "img_path", "image", "images")
         if not pictures:
-            raise row.error("missing image", "img_path", f"expected a picture; the row has {', '.join(row.values)}")
+            raise row.error("missing image", "img_path", f"expected a picture; the row has {row.names()}")
         question = row.text("prompt").replace(PLACEHOLDER, "").strip()
         completions = _as_rows(row, row.require("completions"))
         rated = [
@@ -60,9 +61,12 @@ class VlFeedbackReader(FormatReader):
             raise row.error(
                 "no rating", "completions", f"{len(rated)} of {len(completions)} answers have all ratings; expected 2"
             )
-        best = max(rated, key=lambda answer: answer.score)
-        worst = min(rated, key=lambda answer: answer.score)
-        if best.score == worst.score or best.score - worst.score < self.min_margin:
+        written = [answer for answer in rated if answer.text]
+        if not written:
+            raise row.error("empty text", "completions", "expected an answer with words, found none")
+        best = max(written, key=lambda answer: answer.score)
+        worst = min(written if len(written) > 1 else rated, key=lambda answer: answer.score)
+        if best.score <= worst.score or best.score - worst.score < self.min_margin:
             margin = best.score - worst.score
             raise row.error("no preference", "completions", f"best and worst mean differ by {margin:.2f} only")
         prompt = Turn("user", (*pictures, Text(question)))
@@ -90,14 +94,16 @@ def _as_rows(row: Row, completions: Any) -> list[dict[str, Any]]:
 
 
 def _rate(row: Row, completion: dict[str, Any], where: str) -> _Answer | None:
-    """The answer with its mean rating; `None` if a rating is missing."""
-    text = row.as_text(completion.get("response"), f"{where}.response")
-    annotations = row.as_mapping(completion.get("annotations"), f"{where}.annotations")
-    unknown = [axis for axis in AXES if axis not in annotations]
-    if unknown:
-        found = ", ".join(annotations)
+    """The answer with its mean rating; `None` if there is no answer or a rating is missing."""
+    response = completion.get("response")
+    if is_missing(response) or is_empty(completion.get("annotations")):
+        return None
+    text = "" if is_empty(response) else row.as_text(response, f"{where}.response")
+    annotations = row.as_mapping(completion["annotations"], f"{where}.annotations")
+    if not any(axis in annotations for axis in AXES):
+        found = ", ".join(map(str, annotations))
         raise row.error("missing field", f"{where}.annotations", f"expected the axes {', '.join(AXES)}, found {found}")
-    ratings = [_rating(row, annotations[axis], f"{where}.annotations.{axis}") for axis in AXES]
+    ratings = [_rating(row, annotations.get(axis), f"{where}.annotations.{axis}") for axis in AXES]
     known = [rating for rating in ratings if rating is not None]
     if len(known) < len(AXES):
         return None
@@ -105,9 +111,11 @@ def _rate(row: Row, completion: dict[str, Any], where: str) -> _Answer | None:
 
 
 def _rating(row: Row, annotation: Any, where: str) -> float | None:
+    if is_missing(annotation):
+        return None
     value = row.as_mapping(annotation, where).get("Rating")
     try:
         rating = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return rating if math.isfinite(rating) and 1 <= rating <= 5 else None
