@@ -128,7 +128,7 @@ def draw_query_set(task: Task, source: DataSource, settings: FewShotSettings) ->
     Raises:
         TaskError: If the columns fit no layout.
     """
-    layout = choose_layout(task, source.first_row())
+    layout = choose_layout(task, source.first_rows())
     total = source.count()
     size = min(settings.query_set_size, total)
     chosen = np.random.RandomState(settings.seed).choice(total, size, replace=False)
