@@ -293,11 +293,16 @@ def complete_cider(samples: Sequence[SampleScore]) -> list[SampleScore]:
 
     Args:
         samples: Captions in `answer`, reference captions in `target`.
+
+    Raises:
+        ValueError: If a reference is no text.
     """
     if all("cider" in sample.scores for sample in samples):
         return list(samples)
     captions = [str(sample.answer or "") for sample in samples]
     references = [[sample.target] if isinstance(sample.target, str) else list(sample.target) for sample in samples]
+    if not all(isinstance(text, str) for texts in references for text in texts):
+        raise ValueError("a reference caption is no text; CIDEr compares texts.")
     values = cider_scores(captions, references)
     return [
         replace(sample, scores={**sample.scores, "cider": value})
