@@ -241,6 +241,8 @@ def _pictures(row: Row, layout: Layout, roots: Sequence[Path]) -> list[Picture]:
         items = _as_list(value)
         for index, item in enumerate(items):
             found.append(_picture(row, item, f"{column}[{index}]", roots))
+    if layout.pictures and not found:
+        raise row.error("missing image", ", ".join(layout.pictures[:1]), "there is no picture; expected one")
     return found
 
 
