@@ -1,7 +1,7 @@
 """How replies refuse: the one table that the safety benchmark, which defines its part of it, and training read.
 
-Source of the benchmark's part: `utils/utils.py` of ys-zong/VLGuard, commit bd82c79. Its list has 63 entries, 59 of them
-distinct.
+Source of the benchmark's part: `utils/utils.py` of ys-zong/VLGuard, commit bd82c79. Its list has 63 entries, 59 of
+them distinct.
 """
 
 # Replies are lower-cased first, so the one entry with a capital letter never matches. It stays, because the list is

@@ -85,8 +85,8 @@ def multiple_choice(reply: str, sample: Sample, options: Mapping[str, Any], judg
     choices, target = sample.choices, sample.target
     alternative = options.get("open_alternative")
     if not choices and alternative:
-        target, other = ascii_uppercase[:2]
-        choices = {target: str(sample.target), other: str(alternative)}
+        target = ascii_uppercase[0]
+        choices = {target: str(sample.target), ascii_uppercase[1]: str(alternative)}
     if target not in choices:
         return exact_match(reply, sample, options, judge)
     answer = extract_choice(reply, choices, rule=options.get("rule", "vlmevalkit"))
