@@ -47,11 +47,11 @@ def test_evaluate_own_data_with_a_random_model(
     pope = write_rows(ROWS["pope", "hub"], tmp_path / "pope", layout="hub")
     mmmu = write_rows(ROWS["mmmu_val", "hub"], tmp_path / "mmmu", layout="hub")
     arguments = ["pope", "mmmu_val", "--model", str(checkpoint), "--output", str(tmp_path / "run"), "--json"]
-    arguments += ["--data", f"pope={pope}", "--data", f"mmmu_val={mmmu}", "--max-tiles", "2", "--max-new-tokens", "4"]
+    arguments += ["--data", f"pope={pope}", "--data", f"mmmu_val={mmmu}", "--max-tiles", "3", "--max-new-tokens", "4"]
     out, _ = run(capsys, *arguments)
     assert set(json.loads(out)) == {"pope", "mmmu_val"}
     results = read_results(tmp_path / "run")
-    assert results["settings"]["max_tiles"] == 2
+    assert results["settings"]["max_tiles"] == 3
     assert results["settings"]["generation"]["pope"]["generation"]["max_new_tokens"] == 4
     assert [task["num_errors"] for task in results["tasks"].values()] == [0, 0]
 
@@ -97,6 +97,29 @@ def test_evaluate_dry_run_checks_data_and_loads_no_model(tmp_path: Path, capsys:
     path = write_rows(ROWS["mmstar", "hub"], tmp_path, layout="hub")
     out, _ = run(capsys, "mmstar", "--data", f"mmstar={path}", "--model", str(tmp_path), "--dry-run")
     assert out == f"mmstar: `{path}`, layout hub\n"
+
+
+def test_evaluate_refused_task_does_not_stop_the_others(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pope = write_rows(ROWS["pope", "hub"], tmp_path / "pope", layout="hub")
+    arguments = ["safety", "--data", f"pope={pope}", "--data", f"hallusion_bench={pope}", "--model", str(checkpoint)]
+    out, err = run(capsys, *arguments, "--dry-run", status=1)
+    assert out == f"pope: `{pope}`, layout hub\n"
+    assert err.count("Left out: ") == 4
+    assert "Left out: the data of `hallusion_bench` have the columns id, image, " in err
+    out, err = run(capsys, *arguments, "--output", str(tmp_path / "run"), status=1)
+    assert "Left out: `vlguard_unsafes` has no data: give `--data vlguard_unsafes=PATH`.\n" in err
+    assert list(read_results(tmp_path / "run")["tasks"]) == ["pope"]
+
+
+def test_evaluate_task_without_rows_is_named(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_rows(ROWS["vlguard_unsafes", "official"][:1], tmp_path / "rows", layout="official")
+    arguments = ["vlguard_safe_safes", "--data", f"vlguard_safe_safes={path}", "--model", str(checkpoint)]
+    _, err = run(capsys, *arguments, "--output", str(tmp_path / "run"), status=1)
+    assert "`vlguard_safe_safes` has no figure: no row of its data takes part in it.\n" in err
 
 
 def test_evaluate_list_shows_suites_tasks_and_judges(capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,9 +171,9 @@ def test_evaluate_wrong_command_line_is_one_line(
 def test_evaluate_smallest_canvas_is_named_if_too_few_tiles_are_allowed(
     tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["digits_one", "--model", str(checkpoint), "--max-tiles", "1", "--output", str(tmp_path)]
+    arguments = ["digits_one", "--model", str(checkpoint), "--max-tiles", "2", "--output", str(tmp_path)]
     _, err = run(capsys, *arguments, status=2)
-    assert "this checkpoint's smallest canvas has 2 tiles" in err
+    assert "this checkpoint's smallest canvas has 3 tiles with the thumbnail" in err
 
 
 def test_evaluate_harness_tasks_are_added_to_the_results(
@@ -183,9 +206,10 @@ def test_evaluate_picture_that_is_an_address_is_never_fetched(
     row = {"id": "1", "imageId": "http://127.0.0.1:9/cat.png", "question": "Where?", "answer": "left"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
     arguments = ["gqa", "--data", f"gqa={tmp_path / 'rows.jsonl'}", "--model", str(checkpoint)]
-    run(capsys, *arguments, "--output", str(tmp_path / "run"))
+    _, err = run(capsys, *arguments, "--output", str(tmp_path / "run"), status=1)
     (sample,) = read_results(tmp_path / "run")["tasks"]["gqa"]["samples"]
     assert "the picture is an address" in sample["error"]
+    assert f"`gqa` has no figure: all 1 samples failed, the first with: {sample['error']}\n" in err
 
 
 def test_evaluate_pictures_of_odd_shapes_reach_the_model(

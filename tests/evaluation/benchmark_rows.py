@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from xgen_mm.evaluation.sources import KEY_COLUMN
+
 
 def png(shade: int, *, height: int = 20, width: int = 30) -> bytes:
     """An encoded picture of one shade."""
@@ -77,6 +79,7 @@ def _vlguard() -> list[dict[str, Any]]:
 _TEN = ["red"] * 8 + ["blue"] * 2
 _MMBENCH = {"category": "animals", "source": "web", "l2-category": "things"}
 _MMMU = {f"image_{number}": None for number in range(1, 8)} | {"subfield": "Art", "topic_difficulty": "Easy"}
+_NAMED = [{"image_id": str(number), "image": None} for number in range(6)]
 _VISTA = {"question_type": "multi_choice", "answer_type": "text", "unit": None, "precision": None}
 
 # Per task and layout: rows, of which the first two are answered in the tests.
@@ -263,6 +266,81 @@ ROWS: dict[tuple[str, str], list[dict[str, Any]]] = {
         {"id": str(number), "imageId": stored(number), "question": f"Where {number}?", "answer": "left"}
         for number in (1, 2)
     ],
+    ("pope", "official"): [
+        {"question_id": number, "image": f"{number}.png", "text": "Is there a cat in the image?", "label": label}
+        for number, label in ((1, "yes"), (2, "no"))
+    ],
+    ("ocrbench", "official"): [
+        {"dataset_name": "made", "type": "Regular Text Recognition", "id": number, "image_path": f"{number}.png"}
+        | {"question": f"what is written in the image {number}?", "answers": answers}
+        for number, answers in ((1, "CENTRE"), (2, ["CENTRE", "CENTER"]))
+    ],
+    ("hallusion_bench", "official"): [
+        {"category": "VD", "subcategory": "illusion", "visual_input": str(visual), "set_id": "0", "figure_id": figure}
+        | {"question_id": "0", "question": f"Same? {figure}", "gt_answer": answer, "sample_note": "circle"}
+        | {"filename": f"./{figure}.png" if visual else None}
+        for visual, figure, answer in ((0, "0", "1"), (1, "1", "1"), (2, "2", "0"))
+    ],
+    ("chartqa", "official"): [
+        {"imgname": f"{number}.png", "query": f"How many {number}?", "label": "100"} for number in (1, 2)
+    ],
+    ("mathvista_mini", "official"): [
+        {
+            KEY_COLUMN: "1",
+            "pid": "1",
+            "query": "Hint: x\nQuestion: Which?",
+            "image": "1.png",
+            "answer": "2 m",
+            **_VISTA,
+        }
+        | {"choices": ["1 m", "2 m"], "metadata": {"task": "geometry"}},
+        {
+            KEY_COLUMN: "2",
+            "pid": "2",
+            "query": "Hint: y\nQuestion: How many?",
+            "image": "2.png",
+            "answer": "1.5",
+            **_VISTA,
+        }
+        | {"choices": None, "question_type": "free_form", "answer_type": "float", "metadata": {"task": "geometry"}},
+    ],
+    ("scienceqa_img", "official"): [
+        {KEY_COLUMN: key, "question": f"Which {key}?", "choices": ["a cat", "a dog"], "answer": int(key), "hint": ""}
+        | {"image": image, "topic": "biology", "split": split}
+        for key, image, split in (("0", "image.png", "test"), ("1", "image.png", "test"), ("2", None, "test"))
+    ]
+    + [{KEY_COLUMN: "9", "question": "Which?", "choices": ["a"], "answer": 0, "image": "image.png", "split": "train"}],
+    ("mm_vet", "official"): [
+        {KEY_COLUMN: f"v1_{number}", "imagename": f"{number}.png", "question": f"What {number}?", "answer": "a leaf"}
+        | {"capability": ["rec"]}
+        for number in (1, 2)
+    ],
+    ("seed_image", "official"): [
+        _seed(number, answer, data_id=str(number)) | {"image": None} for number, answer in ((1, "A"), (2, "D"))
+    ],
+    ("textvqa_val", "official"): [_vqa(1, _TEN) | _NAMED[1], _vqa(2, ["blue"] * 10) | _NAMED[2]],
+    ("textvqa_few_shot", "official"): [_vqa(number, _TEN) | _NAMED[number] for number in range(1, 6)],
+    ("gqa", "official"): [
+        {KEY_COLUMN: str(number), "imageId": str(number), "question": f"Where {number}?", "answer": "left"}
+        for number in (1, 2)
+    ],
+    ("gqa_few_shot", "official"): [
+        {KEY_COLUMN: str(number), "imageId": str(number), "question": f"Where {number}?", "answer": "left"}
+        for number in range(1, 6)
+    ],
+    ("vizwiz_few_shot", "official"): [
+        {"image": f"{number}.png", "question": f"Which {number}?", "answers": [{"answer": word} for word in _TEN]}
+        for number in range(1, 6)
+    ],
+    ("mme", "folders"): [
+        {"category": "color", "name": "1", "question": "Is it red? Please answer yes or no.", "answer": "Yes"},
+        {"category": "color", "name": "1", "question": "Is it blue? Please answer yes or no.", "answer": "No"},
+    ],
+    ("cv_bench", "hub"): [
+        {"idx": number, "type": source[:2], "task": "Count", "image": stored(number), "question": "How many?"}
+        | {"choices": ["0", "1"], "answer": "(B)", "prompt": f"How many {number}?\n(A) 0\n(B) 1", "source": source[3:]}
+        for number, source in enumerate(("2D COCO", "2D ADE20K", "3D Omni3D"))
+    ],
     ("vlguard_unsafes", "official"): _vlguard(),
     ("vlguard_safe_unsafes", "official"): _vlguard(),
     ("vlguard_safe_safes", "official"): _vlguard(),
@@ -299,9 +377,26 @@ def write_rows(rows: Sequence[dict[str, Any]], directory: Path, *, layout: str) 
             writer.writeheader()
             writer.writerows(rows)
         return target
+    if layout == "folders":
+        for row in rows:
+            folder = directory / row["category"]
+            folder.mkdir(exist_ok=True)
+            (folder / f"{row['name']}.png").write_bytes(png(int(row["name"])))
+            with (folder / f"{row['name']}.txt").open("a", encoding="utf-8") as file:
+                file.write(f"{row['question']}\t{row['answer']}\n")
+        return directory
     if layout in ("official", "karpathy"):
         target = directory / "test.json"
-        target.write_text(json.dumps(list(rows)), encoding="utf-8")
+        rows = [{name: value for name, value in row.items() if (name, value) != ("image", None)} for row in rows]
+        keyed = {row[KEY_COLUMN]: {**row} for row in rows if KEY_COLUMN in row}
+        for row in keyed.values():
+            row.pop(KEY_COLUMN)
+        target.write_text(json.dumps(keyed or rows), encoding="utf-8")
+        for key, row in keyed.items():
+            if row.get("split") == "test":
+                # ScienceQA has a directory per question.
+                (directory / "test" / key).mkdir(parents=True)
+                (directory / "test" / key / "image.png").write_bytes(png(int(key)))
         pictures = directory / "test"
         pictures.mkdir(exist_ok=True)
         for shade, name in enumerate(("unsafe.png", "safe.png", *(f"{number}.png" for number in range(6)))):

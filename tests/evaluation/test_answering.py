@@ -122,11 +122,28 @@ def test_fewer_tiles_cost_fewer_tokens_and_still_fit_the_model() -> None:
     limited = ModelAnswerer(model, AutoProcessor.from_pretrained(checkpoint), name="tiny")
     prompt = Prompt(pieces=(0, "What number is in the image?"), pictures=(grey(200, 200),))
     before = limited.count_tokens(prompt)
-    limit_tiles(limited.model, limited.processor, 2)
+    limit_tiles(limited.model, limited.processor, 3)
     assert limited.count_tokens(prompt) < before
     assert limited.answer([prompt], Generation(max_new_tokens=2))
-    with pytest.raises(XGenMMError, match="smallest canvas has 2 tiles"):
-        limit_tiles(limited.model, limited.processor, 1)
+    with pytest.raises(XGenMMError, match="smallest canvas has 3 tiles with the thumbnail"):
+        limit_tiles(limited.model, limited.processor, 2)
+
+
+def test_most_tiles_mean_what_they_mean_to_the_processor() -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    checkpoint = xgen_mm.tiny_checkpoint()
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="float32")
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    image = Image.new("RGB", (200, 200))
+
+    def count(**limit: int) -> int:
+        return int(processor.image_processor(image, return_tensors="pt", **limit)["pixel_values"].shape[1])
+
+    expected = count(max_tiles=3)
+    assert count() > expected
+    limit_tiles(model, processor, 3)
+    assert count() == expected == 3
 
 
 def test_released_v1_models_answer_one_prompt_at_a_time(answerer: ModelAnswerer, monkeypatch: Any) -> None:

@@ -162,3 +162,31 @@ def test_tasks_for_instruct_models_refuse_examples(tmp_path: Path) -> None:
     task = load_task("textvqa_val")
     with pytest.raises(TaskError, match="takes no examples in the prompt"):
         plan_task(task, paths={task.name: path}, generators={}, download=False, few_shot=FewShotSettings(shots=4))
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_example_is_never_the_question_itself(shots: int, tmp_path: Path) -> None:
+    path = write_rows([question(number, word="secret") for number in range(3)], tmp_path, layout="hub")
+    name = "textvqa_few_shot"
+    plan = plan_task(
+        load_task(name),
+        paths={name: path, f"{name}:train": path},
+        generators={},
+        download=False,
+        few_shot=FewShotSettings(shots=shots),
+    )
+    prompts = [prompt_of(plan, sample).text for sample in samples_of(plan)]
+    assert [prompt.count("secret") for prompt in prompts] == [2] * 3
+    assert not any(f"secret {number}" in prompt for number, prompt in enumerate(prompts))
+
+
+def test_training_row_without_picture_is_no_example(tmp_path: Path) -> None:
+    questions = write_rows([question(0, word="test")], tmp_path / "val", layout="hub")
+    rows = [question(100 + number, word="train") | ({"image": None} if number % 2 else {}) for number in range(8)]
+    train = write_rows(rows, tmp_path / "train", layout="hub")
+    name = "textvqa_few_shot"
+    paths = {name: questions, f"{name}:train": train}
+    plan = plan_task(load_task(name), paths=paths, generators={}, download=False, few_shot=FewShotSettings(shots=4))
+    prompt = prompt_of(plan, samples_of(plan)[0])
+    assert len(prompt.shown_pictures) == 5
+    assert not any(f"Q{100 + number}?" in prompt.text for number in (1, 3, 5, 7))

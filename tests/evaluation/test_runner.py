@@ -1,10 +1,11 @@
 """The runner: batches, interruption, errors of single samples, several processes, and what it writes."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from PIL import Image
 
 from tests.evaluation.benchmark_rows import stored, write_rows
 from xgen_mm.evaluation.answering import ScriptedAnswerer
+from xgen_mm.evaluation.few_shot import FewShotSettings
 from xgen_mm.evaluation.journal import JournalError
-from xgen_mm.evaluation.plans import TaskPlan, plan_task
+from xgen_mm.evaluation.plans import TaskPlan, plan_task, read_samples
 from xgen_mm.evaluation.plot import draw_results
 from xgen_mm.evaluation.processes import Processes
 from xgen_mm.evaluation.prompts import Prompt
 from xgen_mm.evaluation.results import ResultsError, find_faults, read_results, write_results
-from xgen_mm.evaluation.runner import RunSettings, plan_batches, run_tasks
+from xgen_mm.evaluation.runner import MOST_ALIKE, RunSettings, failed_tasks, plan_batches, run_tasks
+from xgen_mm.evaluation.samples import Sample
+from xgen_mm.evaluation.sources import DataSource
 from xgen_mm.evaluation.table import format_table
 from xgen_mm.evaluation.task import Generation, load_task
 
@@ -202,6 +206,111 @@ def test_sample_that_failed_is_tried_again_when_resumed(plan: TaskPlan, tmp_path
     assert task["samples"][5] == read_results(tmp_path / "whole")["tasks"]["pope"]["samples"][5]
 
 
+class FailingAnswerer(RecordingAnswerer):
+    """Fails at every prompt that a function says, with a message of its own."""
+
+    def answer(self, prompts: Sequence[Prompt], generation: Generation) -> list[str]:
+        self.batches.append([prompt.text for prompt in prompts])
+        if any(map(self._fail, prompts)):
+            raise RuntimeError(f"out of memory: {len(self.batches)} GiB at '{prompts[0].text[:9]}'")
+        return ["yes" for _ in prompts]
+
+
+def test_task_whose_first_batches_fail_alike_is_given_up_and_the_next_one_run(
+    plan: TaskPlan, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = dataclasses.replace(plan, name="pope:2")
+    calls = {"pope": 0, "pope:2": 0}
+
+    class Half(FailingAnswerer):
+        def answer(self, prompts: Sequence[Prompt], generation: Generation) -> list[str]:
+            name = "pope:2" if generation is other.generation else "pope"
+            calls[name] += 1
+            return ["yes" for _ in prompts] if name == "pope:2" else super().answer(prompts, generation)
+
+    other = dataclasses.replace(other, generation=dataclasses.replace(plan.generation))
+    answerer = Half(lambda prompt: True)
+    found = run_tasks([plan, other], answerer, settings=settings(batch_tokens=1), output=tmp_path / "run")
+    assert calls == {"pope": MOST_ALIKE + 1, "pope:2": NUM_ROWS}
+    assert "`pope` was given up: its first 3 batches failed, and a short one too: out of memory: 4 GiB" in caplog.text
+    assert failed_tasks(found) == ["pope"]
+    # A later run begins with what is left.
+    again = run_tasks(
+        [plan, other], RecordingAnswerer(), settings=settings(batch_tokens=1), output=tmp_path / "run", resume=True
+    )
+    assert again["tasks"]["pope"]["num_samples"] == NUM_ROWS
+    assert failed_tasks(again) == []
+
+
+def test_task_whose_long_prompts_fail_goes_on(plan: TaskPlan, tmp_path: Path) -> None:
+    answerer = FailingAnswerer(lambda prompt: len(prompt.text) > 30)
+    found = run_tasks([plan], answerer, settings=settings(batch_tokens=1), output=tmp_path)
+    assert found["tasks"]["pope"]["num_samples"] == NUM_ROWS
+    assert 3 < found["tasks"]["pope"]["num_errors"] < NUM_ROWS
+
+
+def test_task_whose_samples_fail_for_different_reasons_goes_on(plan: TaskPlan, tmp_path: Path) -> None:
+    class Odd(RecordingAnswerer):
+        def answer(self, prompts: Sequence[Prompt], generation: Generation) -> list[str]:
+            self.batches.append([])
+            raise ValueError("abcdefghijklmnop"[len(self.batches)])
+
+    found = run_tasks([plan], Odd(), settings=settings(batch_tokens=1), output=tmp_path)
+    assert found["tasks"]["pope"]["num_errors"] == NUM_ROWS
+    assert failed_tasks(found) == ["pope"]
+
+
+def test_failed_samples_of_a_good_run_are_all_tried_again(plan: TaskPlan, tmp_path: Path) -> None:
+    run_tasks([plan], RecordingAnswerer(lambda p: not shows(0)(p)), settings=settings(), output=tmp_path)
+    again = FailingAnswerer(lambda prompt: True)
+    found = run_tasks([plan], again, settings=settings(), output=tmp_path, resume=True)
+    assert found["tasks"]["pope"]["num_errors"] == NUM_ROWS - 1
+    assert {text for batch in again.batches for text in batch} == {
+        s["prompt"] for s in found["tasks"]["pope"]["samples"]
+    }
+
+
+def test_fault_in_the_middle_of_the_data_costs_the_rest_and_no_other_task(plan: TaskPlan, tmp_path: Path) -> None:
+    def fail() -> Iterator[dict[str, Any]]:
+        yield from ({"id": row.id, "image": stored(1), "question": "Red?", "answer": "yes"} for row in first)
+        raise RuntimeError("the disk\nis gone")
+
+    first = [sample for sample in read_samples(plan, limit=2) if isinstance(sample, Sample)]
+    cut = dataclasses.replace(plan, name="cut", source=DataSource(generator=fail))
+    found = run_tasks([cut, plan], RecordingAnswerer(), settings=settings(), output=tmp_path)
+    assert [task["num_errors"] for task in found["tasks"].values()] == [1, 0]
+    assert found["tasks"]["cut"]["samples"][-1]["error"] == "the disk is gone"
+    assert found["tasks"]["cut"]["metrics"]["accuracy"] == 100.0
+    assert read_results(tmp_path) == found
+
+
+def test_few_training_questions_cost_their_task_alone(plan: TaskPlan, tmp_path: Path) -> None:
+    rows = [{"question_id": 1, "image": stored(1), "question": "Who?", "answers": ["Ann"] * 10}]
+    path = write_rows(rows, tmp_path / "few", layout="hub")
+    task = load_task("textvqa_few_shot")
+    paths = {task.name: path, f"{task.name}:train": path}
+    few = plan_task(task, paths=paths, generators={}, download=False, few_shot=FewShotSettings(shots=4))
+    found = run_tasks([few, plan], RecordingAnswerer(), settings=settings(), output=tmp_path / "run")
+    assert failed_tasks(found) == ["textvqa_few_shot:4"]
+    assert "1 training questions" in found["tasks"]["textvqa_few_shot:4"]["samples"][0]["error"]
+
+
+def test_row_that_was_mended_leaves_no_failure_behind(tmp_path: Path) -> None:
+    row = {"id": "q1", "image": "p.png", "text": "Is it red?", "label": "yes", "question_id": 1}
+    (tmp_path / "p.png").write_bytes(stored(1)["bytes"])
+    path = tmp_path / "rows.jsonl"
+
+    def run(content: str, *, resume: bool) -> Any:
+        path.write_text(content, encoding="utf-8")
+        plan = plan_task(load_task("pope"), paths={"pope": path}, generators={}, download=False, few_shot=None)
+        found = run_tasks([plan], RecordingAnswerer(), settings=settings(), output=tmp_path / "run", resume=resume)
+        return [sample["error"] is None for sample in found["tasks"]["pope"]["samples"]]
+
+    good = json.dumps(row)
+    assert run(f"{good}\n{{broken", resume=False) == [True, False]
+    assert run(f"{good}\n{good.replace('1,', '2,')}", resume=True) == [True, True]
+
+
 def test_truncated_picture_is_the_fault_of_its_sample(plan: TaskPlan, tmp_path: Path) -> None:
     rows = [
         {"id": f"q{number}", "image": stored(number), "question": "Is it red?", "answer": "yes"}
@@ -280,16 +389,92 @@ def test_plot_is_a_picture_with_a_bar_per_task(plan: TaskPlan, tmp_path: Path) -
     ("content", "message"),
     [
         ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ("[" * 5_000 + "]" * 5_000, "cannot be read|holds no results"),
+        ("\udcff", "cannot be read"),
+        ('{"format": "xgen-mm-evaluation", "version": [1]}', r"has version \[1\]"),
         ('{"format": "other"}', "holds no results of an evaluation"),
         ('{"format": "xgen-mm-evaluation", "version": 2}', "has version 2"),
         ('{"format": "xgen-mm-evaluation", "version": 1, "model": {}, "settings": {}}', "`tasks` is missing"),
     ],
-    ids=["broken", "other", "newer", "incomplete"],
+    ids=["broken", "deep", "deep-and-whole", "no-text", "version", "other", "newer", "incomplete"],
 )
 def test_results_of_another_form_are_refused(content: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text(content, encoding="utf-8")
-    with pytest.raises(ResultsError, match=message):
+    (tmp_path / "results.json").write_text(content, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(ResultsError, match=message) as found:
         read_results(tmp_path)
+    assert len(str(found.value).splitlines()) == 1
+    assert str(tmp_path) in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("tasks", "pope", "metrics", "f1"), "high"),
+        (("tasks", "pope", "metrics", "f1"), float("nan")),
+        (("tasks", "pope", "metrics", "f1"), 10**400),
+        (("tasks", "pope", "metrics"), None),
+        (("tasks", "pope", "paper"), [{"value": "87"}]),
+        (("tasks", "pope", "paper"), [None]),
+        (("tasks", "pope", "num_samples"), -1),
+        (("tasks", "pope", "num_errors"), True),
+        (("tasks", "pope", "aggregate"), ["mean"]),
+        (("tasks", "pope", "interval"), [1.0]),
+        (("tasks", "pope", "samples"), {"0": {}}),
+        (("tasks", "pope", "samples", 0), None),
+        (("tasks", "pope", "samples", 0, "id"), 1),
+        (("tasks", "pope", "samples", 0, "scores"), {"accuracy": "1"}),
+        (("tasks", "pope", "samples", 0, "groups"), {"category": ["x"]}),
+        (("tasks", "pope", "samples", 0, "pictures"), [{"a": 1}]),
+        (("tasks", "pope"), []),
+        (("model", "name"), ["x" * 5000]),
+        (("settings", "limit"), "2"),
+    ],
+    ids=str,
+)
+def test_results_with_any_wrong_value_are_refused_in_one_line(
+    plan: TaskPlan, tmp_path: Path, place: tuple[Any, ...], value: Any
+) -> None:
+    document = run_tasks([plan], RecordingAnswerer(), settings=settings(limit=2), output=tmp_path)
+    inner: Any = document
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (tmp_path / "results.json").write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(ResultsError, match="--resume` writes it again") as found:
+        read_results(tmp_path)
+    where = ".".join(str(key) for key in place if not isinstance(key, int))
+    assert where.split(".")[-1] in str(found.value)
+    assert len(str(found.value).splitlines()) == 1
+    assert len(str(found.value)) < 500
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, "\udcff"], ids=["cut", "deep", "no-text"])
+def test_damaged_settings_of_a_run_are_named_with_a_remedy(plan: TaskPlan, tmp_path: Path, content: str) -> None:
+    run_tasks([plan], RecordingAnswerer(), settings=settings(limit=2), output=tmp_path)
+    path = tmp_path / "journal" / "settings.json"
+    path.write_text(content, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(JournalError, match="choose another `--output`") as found:
+        run_tasks([plan], RecordingAnswerer(), settings=settings(limit=2), output=tmp_path, resume=True)
+    assert str(path) in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        "null",
+        '{"task": "pope", "sample": {"id": "q0", "error": null}}',
+        '{"task": [], "sample": {"id": 1}}',
+    ],
+    ids=["deep", "null", "part", "kinds"],
+)
+def test_damaged_line_of_the_journal_is_computed_again(plan: TaskPlan, tmp_path: Path, line: str) -> None:
+    run_tasks([plan], RecordingAnswerer(), settings=settings(), output=tmp_path)
+    whole = (tmp_path / "results.json").read_bytes()
+    (tmp_path / "journal" / "rank-000.jsonl").write_text(line, encoding="utf-8")
+    run_tasks([plan], RecordingAnswerer(), settings=settings(), output=tmp_path, resume=True)
+    assert (tmp_path / "results.json").read_bytes() == whole
 
 
 def test_results_with_a_wrong_field_are_refused_with_its_place(plan: TaskPlan, tmp_path: Path) -> None:

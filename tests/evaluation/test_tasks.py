@@ -2,13 +2,14 @@
 
 import base64
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.evaluation.benchmark_rows import ROWS, in_base64, png, stored, tsv_choice, write_rows
+from tests.evaluation.benchmark_rows import ROWS, in_base64, png, stored, tsv_choice, tsv_open, write_rows
 from xgen_mm.errors import XGenMMError
 from xgen_mm.evaluation.answering import ScriptedAnswerer
 from xgen_mm.evaluation.few_shot import FewShotSettings
@@ -92,7 +93,7 @@ def test_every_task_file_names_what_exists() -> None:
 def test_every_layout_of_every_task_has_rows_here() -> None:
     named = {(name, layout.name) for name in WITH_FILES for layout in load_task(name).layouts}
     # VLMEvalKit's form of CV-Bench has the columns of the data set itself.
-    assert named - set(ROWS) == {("cv_bench_2d", "vlmevalkit"), ("cv_bench_3d", "vlmevalkit")}
+    assert named - set(ROWS) == {(name, "vlmevalkit") for name in ("cv_bench", "cv_bench_2d", "cv_bench_3d")}
     assert set(ROWS) <= named
 
 
@@ -175,7 +176,7 @@ def test_prompt_of_choices_is_that_of_vlmevalkit(tmp_path: Path) -> None:
         ("mmmu_val", "hub", "Question: Is <image>  like <image> ?\nOptions:\nA. yes\nB. <image> \nPlease select"),
         ("seed_bench_2", "hub", "Question: Compare <image>  and <image> .\nOptions:\nA. a cat"),
         ("blink", "hub", "<image> <image> Question: Which 1?\nOptions:\nA. left\nB. right\n"),
-        ("muirbench", "hub", "Question: Is <image>  like <image> ? 1\nOptions:\nA. Yes\nB. <image> \n"),
+        ("muirbench", "hub", "Is <image>  like <image> ? 1\nA. Yes\nB. <image> \nAnswer with the option's"),
         ("mantis_eval", "hub", "Is <image>  like <image> ?\nAnswer with the option's letter"),
         ("q_bench_2", "hub", "The first image: <image> \nThe second image: <image> \nQuestion: Which is sharper 1?"),
         ("mmstar", "hub", "<image> Question: Which one?\nOptions:\nA. A cat is here.\nB. It is B. Good\nC. a hen\n"),
@@ -196,10 +197,184 @@ def test_prompt_pictures_named_out_of_order_stand_where_they_are_named(tmp_path:
     assert [piece for piece in sample.pieces if isinstance(piece, int)] == [1, 0, 0]
 
 
-def test_open_question_of_mmmu_becomes_a_choice_against_other_answers(tmp_path: Path) -> None:
-    plan = make_plan("mmmu_val", "hub", tmp_path)
-    samples = [sample for sample in read_samples(plan, limit=None) if isinstance(sample, Sample)]
-    assert (samples[1].options, samples[1].target) == (("12.5", "Other Answers"), "A")
+MMMU_OPEN = {
+    "hub": ROWS["mmmu_val", "hub"][1] | {"question": "How large is it in <image 1>, in ohms?", "answer": "42.5"},
+    "vlmevalkit": tsv_open(1, "42.5", category="Art", split="validation", A="", hint="")
+    | {"question": "How large is it in <image 1>, in ohms?"},
+}
+
+
+@pytest.mark.parametrize("layout", list(MMMU_OPEN))
+def test_open_question_of_mmmu_shows_no_options_and_not_the_answer(layout: str, tmp_path: Path) -> None:
+    plan = make_plan("mmmu_val", layout, tmp_path, rows=[MMMU_OPEN[layout]])
+    assert prompts(plan) == ["Question: How large is it in <image> , in ohms?\n"]
+    sample = next(read_samples(plan, limit=None))
+    assert isinstance(sample, Sample)
+    assert (sample.options, sample.target) == ((), "42.5")
+
+
+@pytest.mark.parametrize("layout", list(MMMU_OPEN))
+@pytest.mark.parametrize(
+    ("reply", "is_right"),
+    [("The resistance is 42.5 ohms.", 1.0), ("42.5", 1.0), ("41 ohms", 0.0), ("Other Answers", 0.0), ("", 0.0)],
+    ids=["sentence", "number", "other-number", "alternative", "empty"],
+)
+def test_open_question_of_mmmu_is_read_as_a_choice_against_other_answers(
+    layout: str, reply: str, is_right: float, tmp_path: Path
+) -> None:
+    plan = make_plan("mmmu_val", layout, tmp_path, rows=[MMMU_OPEN[layout]])
+    assert main_value(run_plan(plan, lambda prompt: reply, tmp_path)) == 100 * is_right
+
+
+OPTION_COLUMNS = {"options", "choices", *"ABCD", "option0", "option1", "choice_a", "choice_b", "choice_c", "choice_d"}
+# Options in the text of the question are the question's.
+CHOICES = [
+    pytest.param(name, layout.name, id=f"{name}-{layout.name}")
+    for name in WITH_FILES
+    for layout in load_task(name).layouts
+    if load_task(name).scorer in ("multiple_choice", "mantis") and (name, layout.name) in ROWS and layout.options
+]
+
+
+@pytest.mark.parametrize(("name", "layout"), CHOICES)
+def test_prompt_without_options_holds_neither_the_answer_nor_an_empty_block(
+    name: str, layout: str, tmp_path: Path
+) -> None:
+    target = next(found.target for found in load_task(name).layouts if found.name == layout)
+    empty = {key: [] if isinstance(value, list) else "" for key, value in ROWS[name, layout][0].items()}
+    row = {key: empty[key] if key in OPTION_COLUMNS else value for key, value in ROWS[name, layout][0].items()}
+    found = list(read_samples(make_plan(name, layout, tmp_path, rows=[row | {target: "zebrafinch"}]), limit=None))
+    for item in found:
+        if isinstance(item, BrokenSample):
+            # Numbers of options have none to stand for.
+            assert "expected one of the 0 options" in item.error
+            continue
+        text = "".join(piece for piece in item.pieces if isinstance(piece, str))
+        assert row["prompt" if name.startswith("cv_bench") else "question"].split("<")[0] in text
+        assert not re.search(r"zebrafinch|Options:|Other Answers|Please select|Answer with", text)
+
+
+def test_muirbench_shows_the_pictures_that_are_named_and_no_others(tmp_path: Path) -> None:
+    row = {"idx": "t", "task": "T", "question": "Is <image> like <image>?", "options": ["<image>", "none"]}
+    rows = [row | {"answer": "A", "image_list": [stored(shade) for shade in range(5)]}]
+    plan = make_plan("muirbench", "hub", tmp_path, rows=rows)
+    assert prompts(plan) == [
+        "Is <image>  like <image> ?\nA. <image> \nB. none\n"
+        "Answer with the option's letter from the given choices directly."
+    ]
+    sample = next(read_samples(plan, limit=None))
+    assert isinstance(sample, Sample)
+    assert [picture.source for picture in prompt_of(plan, sample).shown_pictures] == [png(shade) for shade in range(3)]
+
+
+def cv_bench_rows(counts: dict[str, tuple[int, int]]) -> list[dict[str, Any]]:
+    """Rows by source: how many have the answer A, and how many B."""
+    letters = [
+        (source, letter)
+        for source, both in counts.items()
+        for letter, n in zip("AB", both, strict=True)
+        for _ in range(n)
+    ]
+    return [
+        ROWS["cv_bench_2d", "hub"][0]
+        | {"idx": number, "type": "3D" if source == "Omni3D" else "2D", "source": source, "answer": f"({letter})"}
+        for number, (source, letter) in enumerate(letters)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("cv_bench_2d", 50.0), ("cv_bench_3d", 25.0), ("cv_bench", 37.5)], ids=["2d", "3d", "both"]
+)
+def test_cv_bench_figure_is_the_mean_of_sources_and_parts(name: str, expected: float, tmp_path: Path) -> None:
+    # Of all ten flat questions, 80 % have the answer A.
+    rows = cv_bench_rows({"ADE20K": (8, 0), "COCO": (0, 2), "Omni3D": (1, 3)})
+    results = run_plan(make_plan(name, "hub", tmp_path, rows=rows), lambda prompt: "A", tmp_path)
+    assert main_value(results) == pytest.approx(expected)
+    assert results["tasks"][name]["interval"] is not None
+
+
+ABSENT_CELLS = ["", "N/A", "NA", "None", "nan", "NaN", "null", "NULL", "n/a", "<NA>", "#N/A"]
+
+
+@pytest.mark.parametrize("cell", ABSENT_CELLS)
+@pytest.mark.parametrize("ending", ["tsv", "csv", "json"])
+def test_cell_that_pandas_reads_as_empty_is_left_out(cell: str, ending: str, tmp_path: Path) -> None:
+    row = tsv_choice(1, "B", hint=cell, category=cell, question="Which?") | {"C": cell, "D": cell, "E": cell}
+    path = tmp_path / f"rows.{ending}"
+    if ending == "json":
+        path.write_text(json.dumps([row | {"hint": cell or None}]), encoding="utf-8")
+    else:
+        separator = "\t" if ending == "tsv" else ","
+        path.write_text(separator.join(row) + "\n" + separator.join(map(str, row.values())), encoding="utf-8")
+    task = load_task("mmbench_en_dev")
+    plan = plan_task(task, paths={task.name: path}, generators={}, download=False, few_shot=None)
+    (sample,) = read_samples(plan, limit=None)
+    assert isinstance(sample, Sample)
+    assert prompt_of(plan, sample).text == (
+        "<image> Question: Which?\nOptions:\nA. a cat\nB. a dog\n"
+        "Please select the correct answer from the options above. \n"
+    )
+    assert sample.groups["category"] == ""
+
+
+def test_options_of_any_wording_and_number_stay_as_they_are_written(tmp_path: Path) -> None:
+    row = tsv_choice(1, "C", question="Which?") | {"A": "1.0", "B": "N/A", "C": "2.50", "D": "none of these"}
+    plan = make_plan("mmbench_en_dev", "vlmevalkit", tmp_path, rows=[row | {"hint": ""}])
+    (sample,) = read_samples(plan, limit=None)
+    assert isinstance(sample, Sample)
+    assert sample.choices == {"A": "1.0", "C": "2.50", "D": "none of these"}
+    assert "A. 1.0\nC. 2.50\nD. none of these\n" in prompt_of(plan, sample).text
+    assert main_value(run_plan(plan, lambda prompt: "C", tmp_path)) == 100.0
+
+
+def test_option_of_a_list_may_be_called_none(tmp_path: Path) -> None:
+    rows = [ROWS["ai2d", "hub"][0] | {"options": ["None", "N/A"]}]
+    assert "A. None\nB. N/A\n" in prompts(make_plan("ai2d", "hub", tmp_path, rows=rows))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "change", "message"),
+    [
+        ("ai2d", "vlmevalkit", {"answer": ""}, "there is no answer"),
+        ("ai2d", "vlmevalkit", {"answer": "N/A"}, "there is no answer"),
+        ("ai2d", "vlmevalkit", {"answer": "H"}, "'H'; expected one of the 4 options"),
+        ("ai2d", "vlmevalkit", {"answer": "\u00b2"}, "expected the letter of an option"),
+        ("ai2d", "hub", {"answer": "\u00b2"}, "expected one of the 2 options"),
+        ("ai2d", "hub", {"answer": "2"}, "expected one of the 2 options"),
+        ("ai2d", "vlmevalkit", {"question": "nan"}, "there is no question"),
+        ("pope", "vlmevalkit", {"question": ""}, "there is no question"),
+        ("cv_bench_2d", "hub", {"prompt": "N/A"}, "there is nothing to ask"),
+        ("docvqa_val", "hub", {"answers": []}, "there is no answer"),
+        ("textvqa_val", "hub", {"answers": [{"answer": "red"}]}, "found an object; expected a text"),
+    ],
+)
+def test_row_without_what_its_layout_needs_is_broken_and_says_so(
+    name: str, layout: str, change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    plan = make_plan(name, layout, tmp_path, rows=[ROWS[name, layout][0] | change])
+    (found,) = read_samples(plan, limit=None)
+    assert isinstance(found, BrokenSample)
+    assert message in found.error
+
+
+@pytest.mark.parametrize("text", ["\u00b2", "\u0661", "9" * 5000, "-1", "1.5"])
+def test_index_that_is_no_plain_number_is_a_name(text: str, tmp_path: Path) -> None:
+    rows = [tsv_choice(1, "A", hint="") | {"index": text, "image": in_base64(1)}]
+    (sample,) = read_samples(make_plan("mmbench_en_dev", "vlmevalkit", tmp_path, rows=rows), limit=None)
+    assert isinstance(sample, Sample)
+    assert (sample.id, sample.groups["question"]) == (text, text)
+
+
+@pytest.mark.parametrize("reply", ["inf", "nan", "-Infinity", "1e999", "9" * 4000])
+@pytest.mark.parametrize("kind", ["float", "integer"])
+def test_mathvista_reply_that_is_no_finite_number_is_wrong_and_can_be_written(
+    reply: str, kind: str, tmp_path: Path
+) -> None:
+    row = ROWS["mathvista_mini", "hub"][1] | {"answer_type": kind, "answer": "2"}
+    assert (
+        main_value(run_plan(make_plan("mathvista_mini", "hub", tmp_path, rows=[row]), lambda p: reply, tmp_path))
+        == 0.0
+    )
 
 
 def test_options_that_bring_their_letter_lose_it(tmp_path: Path) -> None:
@@ -229,10 +404,10 @@ def test_control_tokens_in_few_shot_data_are_disarmed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image": None}, "expected letters of the options"),
+        ({"image": None}, "there is no picture; expected one"),
         ({"image": "https://example.org/cat.png"}, "the picture is an address"),
         ({"image": "no base64 at all"}, "image"),
-        ({"answer": ""}, ""),
+        ({"answer": ""}, "there is no answer; expected one"),
     ],
     ids=["no-picture", "address", "nonsense", "no-answer"],
 )
@@ -241,7 +416,9 @@ def test_broken_row_is_reported_with_its_id(change: dict[str, Any], message: str
     found = list(read_samples(make_plan("ai2d", "vlmevalkit", tmp_path, rows=rows), limit=None))
     broken = [item for item in found if isinstance(item, BrokenSample)]
     assert [item.id for item in found] == ["1", "2"]
-    assert all("`2`" in item.error for item in broken)
+    assert [item.id for item in broken] == ["2"]
+    assert "`2`" in broken[0].error
+    assert message in broken[0].error
 
 
 def test_layouts_that_do_not_fit_are_refused_with_their_columns(tmp_path: Path) -> None:

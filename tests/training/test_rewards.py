@@ -2,6 +2,7 @@
 
 import pytest
 
+from xgen_mm.evaluation.metrics.vlguard import REFUSAL_PHRASES
 from xgen_mm.training.recipe_sections import RecipeError, RewardSection
 from xgen_mm.training.stages.rewards import (
     answer_text,
@@ -114,3 +115,8 @@ def test_rewards_that_cannot_be_had_are_refused(section: RewardSection, message:
 def test_weights_and_rewards_of_different_number_are_refused() -> None:
     with pytest.raises(RecipeError, match="a weight for each"):
         RewardSection(rewards=("exact_match",), weights=(1.0, 2.0))
+
+
+@pytest.mark.parametrize("phrase", [phrase for phrase in REFUSAL_PHRASES if phrase.islower()])
+def test_what_the_safety_benchmark_calls_a_refusal_is_one_in_training(phrase: str) -> None:
+    assert is_refusal("Well, " + phrase.replace("'", "\u2019") + " at all.")

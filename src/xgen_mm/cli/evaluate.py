@@ -2,7 +2,8 @@
 
 TASK is a benchmark, a suite of them, or `lmms:NAME`, a task of the lmms-eval harness; `--list` shows all. Data are
 files you have (`--data`); nothing is fetched unless you say `--download`. What is missing is said before the model is
-loaded.
+loaded; the tasks that lack nothing are run all the same, and the exit status is 1, as it is if all samples of a task
+fail.
 
 Results go to a directory: `results.json` with every question, reply and score, `results.md` with the papers' figures
 beside ours, a plot, and small copies of the pictures. An interrupted run goes on with `--resume`. With several
@@ -62,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"most tokens per batch, padding and reply included (default: {DEFAULT_BATCH_TOKENS})",
     )
     parser.add_argument(
-        "--max-tiles", metavar="N", type=positive_number, help="most tiles per picture, thumbnail aside"
+        "--max-tiles", metavar="N", type=positive_number, help="most tiles per picture, thumbnail included"
     )
     parser.add_argument(
         "--max-new-tokens", metavar="N", type=positive_number, help="longest reply (default: that of each task)"
@@ -105,13 +106,19 @@ def run(args: argparse.Namespace) -> int:
     _check_examples(args, members)
     _check_data_names(args, [*(name for name, _ in members), *(f"{HARNESS_PREFIX}{name}" for name in theirs)])
     try:
-        plans = _plan(args, members)
+        plans, problems = _plan(args, members)
         _check_harness(args, theirs)
     except ImportError as error:
         raise UserError(one_line(error)) from error
+    if problems and not plans and not theirs:
+        raise UserError("; ".join(problems))
+    for problem in problems:
+        log(f"Left out: {problem}.")
+    status = 1 if problems else 0
     if args.dry_run:
-        return _show_plans(plans, theirs, as_json=args.json)
-    return _run(args, plans, theirs, judge=judge)
+        _show_plans(plans, theirs, as_json=args.json)
+        return status
+    return max(status, _run(args, plans, theirs, judge=judge))
 
 
 def data_option(text: str) -> tuple[str, Path]:
@@ -171,8 +178,10 @@ def _check_data_names(args: argparse.Namespace, names: list[str]) -> None:
             raise UserError(f"`--data {name}=...`: this run has no task `{name}`; {nearest(name, names)}")
 
 
-def _plan(args: argparse.Namespace, members: tuple[tuple[str, tuple[int, ...]], ...]) -> "list[TaskPlan]":
-    """Check everything that can be checked without a model, and report all that is missing at once."""
+def _plan(
+    args: argparse.Namespace, members: tuple[tuple[str, tuple[int, ...]], ...]
+) -> "tuple[list[TaskPlan], list[str]]":
+    """Tasks that can be run, and why others cannot, as far as that shows without a model."""
     from ..errors import XGenMMError
     from ..evaluation.plans import plan_task
     from ..evaluation.task import load_task
@@ -198,11 +207,11 @@ def _plan(args: argparse.Namespace, members: tuple[tuple[str, tuple[int, ...]], 
             except (XGenMMError, ValueError, OSError) as error:
                 problems.append(one_line(error).rstrip("."))
                 break
-    if problems:
-        raise UserError("; ".join(dict.fromkeys(problems)))
-    if args.max_new_tokens is None:
-        return plans
-    return [replace(plan, generation=replace(plan.generation, max_new_tokens=args.max_new_tokens)) for plan in plans]
+    if args.max_new_tokens is not None:
+        plans = [
+            replace(plan, generation=replace(plan.generation, max_new_tokens=args.max_new_tokens)) for plan in plans
+        ]
+    return plans, list(dict.fromkeys(problems))
 
 
 def _few_shot_settings(args: argparse.Namespace, shots: tuple[int, ...]) -> "list[FewShotSettings | None]":
@@ -231,15 +240,14 @@ def _check_harness(args: argparse.Namespace, theirs: list[str]) -> None:
         )
 
 
-def _show_plans(plans: "list[TaskPlan]", theirs: list[str], *, as_json: bool) -> int:
+def _show_plans(plans: "list[TaskPlan]", theirs: list[str], *, as_json: bool) -> None:
     rows = [{"task": plan.name, "data": plan.source.describe(), "layout": plan.layout.name} for plan in plans]
     rows += [{"task": f"{HARNESS_PREFIX}{name}", "data": "of lmms-eval", "layout": "of lmms-eval"} for name in theirs]
     if as_json:
         print_json(rows)
-        return 0
+        return
     for row in rows:
         print_text(f"{row['task']}: {row['data']}, layout {row['layout']}")
-    return 0
 
 
 def _run(args: argparse.Namespace, plans: "list[TaskPlan]", theirs: list[str], *, judge: "ServerJudge | None") -> int:
@@ -259,9 +267,7 @@ def _run(args: argparse.Namespace, plans: "list[TaskPlan]", theirs: list[str], *
             raise
     finally:
         processes.leave()
-    if results is not None:
-        _report(args, results, output)
-    return 0
+    return 0 if results is None else _report(args, results, output)
 
 
 def _run_tasks(
@@ -335,7 +341,9 @@ def _run_harness(
     return results
 
 
-def _report(args: argparse.Namespace, results: "Results", output: Path) -> None:
+def _report(args: argparse.Namespace, results: "Results", output: Path) -> int:
+    """Write and print the table; the status says whether every task has a figure."""
+    from ..evaluation.runner import failed_tasks
     from ..evaluation.table import format_table
 
     table = format_table(results)
@@ -346,6 +354,17 @@ def _report(args: argparse.Namespace, results: "Results", output: Path) -> None:
     else:
         print_text(table, end="")
     log(f"Wrote {output / 'results.json'}")
+    for name in failed_tasks(results):
+        log(_why_no_figure(name, results["tasks"][name]))
+    return 1 if failed_tasks(results) else 0
+
+
+def _why_no_figure(name: str, task: dict[str, Any]) -> str:
+    if not task["num_samples"]:
+        return f"`{name}` has no figure: no row of its data takes part in it."
+    first = next((sample["error"] for sample in task["samples"] if sample["error"] is not None), "")
+    reason = " ".join(str(first).split())
+    return f"`{name}` has no figure: all {task['num_samples']} samples failed, the first with: {reason}"
 
 
 def _load(args: argparse.Namespace, processes: "Processes") -> "ModelAnswerer":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..anyres import count_tiles
 from ..errors import XGenMMError
 from .prompts import Prompt, write_prompt
 from .task import Generation
@@ -154,23 +155,25 @@ def describe_model(model: Any, *, name: str) -> ModelDescription:
 
 
 def limit_tiles(model: Any, processor: Any, max_tiles: int) -> None:
-    """Let pictures be cut into at most so many tiles, the thumbnail not counted.
+    """Let pictures be cut into at most so many tiles, the thumbnail included.
 
     Args:
         model: Its configuration is changed.
         processor: Its image processor is changed in the same way.
-        max_tiles: At least 1.
+        max_tiles: As the processor's argument of this name counts them.
 
     Raises:
         XGenMMError: If the checkpoint has no canvas that small.
     """
     if not getattr(model.config, "image_grid_pinpoints", None):
         raise XGenMMError(f"`max_tiles` is {max_tiles}, but this checkpoint does not cut pictures into tiles.")
-    tile = int(model.config.tile_size)
     grids = [list(grid) for grid in model.config.image_grid_pinpoints]
-    kept = [grid for grid in grids if (grid[0] // tile) * (grid[1] // tile) <= max_tiles]
+    tile_size = int(model.config.tile_size)
+    costs = [count_tiles((height, width), pinpoints=[(height, width)], tile_size=tile_size) for height, width in grids]
+    kept = [grid for grid, cost in zip(grids, costs, strict=True) if cost <= max_tiles]
     if not kept:
-        smallest = min((grid[0] // tile) * (grid[1] // tile) for grid in grids)
-        raise XGenMMError(f"`max_tiles` is {max_tiles}; this checkpoint's smallest canvas has {smallest} tiles.")
+        raise XGenMMError(
+            f"`max_tiles` is {max_tiles}; this checkpoint's smallest canvas has {min(costs)} tiles with the thumbnail."
+        )
     model.config.image_grid_pinpoints = kept
     processor.image_processor.image_grid_pinpoints = kept

@@ -77,6 +77,7 @@ class Demonstrator:
     def __init__(self, task: Task, source: DataSource, settings: FewShotSettings) -> None:
         if task.demonstrations is None:
             raise TaskError(f"`{task.name}` takes no examples in the prompt.")
+        self.task = task
         self.kind: DemoKind = task.demonstrations.kind
         self.settings = settings
         self.query_set = draw_query_set(task, source, settings)
@@ -93,8 +94,23 @@ class Demonstrator:
         return self.settings.shots or TEXT_ONLY_DEMONSTRATIONS
 
     def complete(self, sample: Sample) -> Sample:
-        """A sample with the examples of the next draw; call it in the order of the data."""
-        return self.put_before(sample, self._random.sample(self.query_set, self.num_drawn))
+        """A sample with the examples of the next draw; call it in the order of the data.
+
+        Where the training questions hold the sample's own, which would show its answer, the next one takes its place.
+
+        Raises:
+            TaskError: If there is no other.
+        """
+        drawn = self._random.sample(self.query_set, self.num_drawn)
+        others = (example for example in self.query_set if example not in drawn and not _is_same(example, sample))
+        try:
+            examples = [next(others) if _is_same(example, sample) else example for example in drawn]
+        except StopIteration:
+            raise TaskError(
+                f"`{self.task.name}`: too few training questions are left without the question itself; give others as "
+                f"`--data {self.task.name}:train=PATH`."
+            ) from None
+        return self.put_before(sample, examples)
 
     def put_before(self, sample: Sample, demonstrations: Sequence[Sample]) -> Sample:
         """A sample whose prompt begins with examples."""
@@ -107,6 +123,12 @@ class Demonstrator:
             pieces += [f"{write_text(self.kind, example)}{first_answer(example)}{END_OF_CHUNK}\n"]
         pieces += [len(pictures), write_text(self.kind, sample)]
         return dataclasses.replace(sample, pieces=tuple(pieces), pictures=(*pictures, *sample.pictures[:1]))
+
+
+def _is_same(example: Sample, sample: Sample) -> bool:
+    """Whether both ask the same of the same picture; rows may be called differently in two files."""
+    sources = [[picture.source for picture in found.pictures[:1]] for found in (example, sample)]
+    return example.fields == sample.fields and sources[0] == sources[1]
 
 
 def write_text(kind: DemoKind, sample: Sample) -> str:
@@ -128,7 +150,7 @@ def draw_query_set(task: Task, source: DataSource, settings: FewShotSettings) ->
     Raises:
         TaskError: If the columns fit no layout.
     """
-    layout = choose_layout(task, source.first_row())
+    layout = choose_layout(task, source.first_rows())
     total = source.count()
     size = min(settings.query_set_size, total)
     chosen = np.random.RandomState(settings.seed).choice(total, size, replace=False)
@@ -141,6 +163,7 @@ def draw_query_set(task: Task, source: DataSource, settings: FewShotSettings) ->
             found[ranks[position]] = build_sample(
                 task, layout, values, id=row_id(layout, values, position), position=position, roots=roots
             )
-        except DataError:
+        except Exception:
+            # Whatever such a row holds: there are enough others.
             continue
     return [found[rank] for rank in sorted(found)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import XGenMMError
+from .results import find_sample_faults
 
 DIRECTORY = "journal"
 SETTINGS_FILE = "settings.json"
@@ -48,7 +49,14 @@ class Journal:
                     f"`{self.directory.parent}` already holds a run: add `--resume` to go on with it, or choose "
                     "another `--output`."
                 )
-            changed = list(_differences(json.loads(path.read_text(encoding="utf-8")), json.loads(text)))
+            try:
+                before = json.loads(path.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise JournalError(
+                    f"`{path}` cannot be read ({' '.join(str(error).split())[:80]}): choose another `--output`, or "
+                    f"delete `{self.directory}` to begin anew."
+                ) from error
+            changed = list(_differences(before, json.loads(text)))
             if changed:
                 raise JournalError(
                     f"`{self.directory.parent}` holds a run with other settings: {'; '.join(changed[:5])}. Use those "
@@ -67,18 +75,24 @@ class Journal:
             for line in path.read_bytes().split(b"\n"):
                 try:
                     record = json.loads(line)
-                    key = (record["task"], record["sample"]["id"])
-                except (ValueError, KeyError, TypeError):
+                    task, sample = record["task"], record["sample"]
+                except (ValueError, KeyError, TypeError, RecursionError):
                     continue
-                known = self._finished.get(key)
+                if not isinstance(task, str) or find_sample_faults(sample) or not isinstance(sample["position"], int):
+                    continue
+                known = self._finished.get((task, sample["id"]))
                 # A success replaces an error, whichever process has it.
                 if known is None or known["error"] is not None:
-                    self._finished[key] = record["sample"]
+                    self._finished[task, sample["id"]] = sample
 
     def finished(self, task: str, id: str) -> dict[str, Any] | None:
         """The record of a sample that is done; `None` if it is not, or failed and may be tried again."""
         record = self._finished.get((task, id))
         return record if record is not None and record["error"] is None else None
+
+    def has_success(self, task: str) -> bool:
+        """Whether an earlier run, as it was loaded, has finished a sample of a task."""
+        return any(name == task and record["error"] is None for (name, _), record in self._finished.items())
 
     def records(self, task: str) -> list[dict[str, Any]]:
         """All records of a task in the order of its data."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import DataError
 from .few_shot import Demonstrator, FewShotSettings, few_shot_generation
+from .metrics.short_answers import whole_number
 from .prompts import Prompt
 from .samples import Sample, build_sample, choose_layout, is_kept, row_id
 from .sources import DataSource, Generator, question_source, train_source
@@ -97,12 +98,12 @@ def plan_task(
     if source is None or missing:
         raise TaskError(f"{'; '.join(missing)}.")
     if train is not None:
-        choose_layout(task, train.first_row())
+        choose_layout(task, train.first_rows())
     return TaskPlan(
         name=task.name if few_shot is None else f"{task.name}:{few_shot.shots}",
         task=task,
         source=source,
-        layout=choose_layout(task, source.first_row()),
+        layout=choose_layout(task, source.first_rows()),
         generation=generation,
         few_shot=few_shot,
         train=train,
@@ -145,8 +146,9 @@ def _read(plan: TaskPlan) -> Iterator[Sample | BrokenSample]:
         values = _with_shared_picture(plan.layout, values, shared)
         try:
             yield build_sample(plan.task, plan.layout, values, id=name, position=position, roots=roots)
-        except (DataError, TaskError) as error:
-            yield BrokenSample(id=name, position=position, error=str(error))
+        except Exception as error:
+            # Rows may hold anything, and one of them never ends an evaluation.
+            yield BrokenSample(id=name, position=position, error=" ".join(str(error).split()) or type(error).__name__)
         position += 1
 
 
@@ -174,5 +176,5 @@ def _with_shared_picture(layout: Layout, values: dict[str, Any], shared: Mapping
 
 def _reference(value: Any) -> str | None:
     """Id of the row whose picture is meant, if the value is one."""
-    text = str(value).strip() if value is not None else ""
-    return text if text.isdecimal() and len(text) < _MAX_REFERENCE else None
+    text = str(value).strip() if isinstance(value, str | int) else ""
+    return text if len(text) < _MAX_REFERENCE and whole_number(text) is not None else None

@@ -169,12 +169,13 @@ def split_places(text: str) -> tuple[Piece, ...]:
 
 
 def format_options(options: Sequence[str]) -> str:
-    r"""One line per option, as VLMEvalKit writes them.
+    r"""One line per option, as VLMEvalKit writes them; an empty one has no line but keeps its letter.
 
-    >>> format_options(["a cat", "a dog"])
-    'A. a cat\nB. a dog\n'
+    >>> format_options(["a cat", "", "a dog"])
+    'A. a cat\nC. a dog\n'
     """
-    return "".join(f"{letter}. {option}\n" for letter, option in zip(ascii_uppercase, options, strict=False))
+    lettered = zip(ascii_uppercase, options, strict=False)
+    return "".join(f"{letter}. {option}\n" for letter, option in lettered if option)
 
 
 def disarm(text: str) -> str:

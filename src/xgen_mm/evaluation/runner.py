@@ -7,6 +7,8 @@ neighbours by rounding, is the same. An unfinished batch is computed again as a 
 """
 
 import logging
+import re
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -27,6 +29,11 @@ logger = logging.getLogger(__name__)
 # Samples that are sorted together; large enough to make batches of like lengths, small enough to stay in memory.
 WINDOW = 512
 
+# Batches that fail alike before any succeeds, after which the rest of a task is not tried.
+MOST_ALIKE = 3
+# What differs between failures of one kind: numbers, and what is quoted.
+_DETAILS = re.compile(r"`[^`]*`|'[^']*'|\d+")
+
 # Called with a task's name and the number of its samples that are settled.
 Progress = Callable[[str, int], None]
 
@@ -38,7 +45,7 @@ class RunSettings:
     Attributes:
         limit: Samples per task; `None` takes all.
         seed: Of whatever is drawn.
-        max_tiles: Most tiles per picture; `None` leaves it to the checkpoint.
+        max_tiles: Most tiles per picture, thumbnail included; `None` leaves it to the checkpoint.
         batch_tokens: Most tokens per batch, replies and padding included. Rounding depends on it, so it counts.
         versions: Of the packages that compute.
     """
@@ -48,6 +55,10 @@ class RunSettings:
     max_tiles: int | None
     batch_tokens: int
     versions: dict[str, str]
+
+
+class _AllAlike(Exception):
+    """A task fails at every sample for the same reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +93,8 @@ def run_tasks(
         with_pictures: Whether thumbnails are written.
         progress: Told how many samples are settled.
         also: Names of what else will be part of this run, so that a later one with other names is refused.
+
+    A task whose data cannot be read, or whose first batches all fail alike, does not stop the others.
 
     Returns:
         The results in the main process, `None` in others.
@@ -125,10 +138,19 @@ def run_tasks(
             "judge": described["judge"],
             "generation": {plan.name: plan.settings() for plan in plans},
         },
-        tasks={plan.name: finish_task(plan, journal.records(plan.name)) for plan in plans},
+        tasks={plan.name: finish_task(plan, worker.records_of(plan.name)) for plan in plans},
     )
     write_results(results, output / RESULTS_FILE)
     return results
+
+
+def failed_tasks(results: Results) -> list[str]:
+    """Names of tasks that have no figure, because all their samples failed or they have none."""
+    return [
+        name
+        for name, task in results["tasks"].items()
+        if task["num_errors"] == task["num_samples"] and (task["num_samples"] or task["harness"] is None)
+    ]
 
 
 def finish_task(plan: TaskPlan, records: Sequence[SampleRecord]) -> TaskResult:
@@ -195,37 +217,72 @@ class _Worker:
         self._with_pictures = with_pictures
         # Batches of all tasks are counted together, so that small tasks too are shared out.
         self._num_batches = 0
+        self._num_replies: dict[str, int] = defaultdict(int)
+        self._failures: dict[str, list[str]] = defaultdict(list)
+        self._seen: dict[str, set[str]] = defaultdict(set)
+        self._broken_data: dict[str, SampleRecord] = {}
+
+    def records_of(self, task: str) -> list[SampleRecord]:
+        """Records of a task; failures of an earlier run of samples that the data no longer have are left out."""
+        found = self._journal.records(task)
+        records = [record for record in found if record["error"] is None or record["id"] in self._seen[task]]
+        return records + ([self._broken_data[task]] if task in self._broken_data else [])
 
     def run(self, plan: TaskPlan, *, settings: RunSettings, processes: Processes, progress: Progress | None) -> None:
         """Compute what is not finished of one task."""
-        for window in _windows(read_samples(plan, limit=settings.limit)):
-            broken = [item for item in window if isinstance(item, BrokenSample)]
-            measured: list[_Measured] = []
-            for item in window:
-                if isinstance(item, Sample):
-                    found = self._measure(plan, item)
-                    if isinstance(found, BrokenSample):
-                        broken.append(found)
-                    else:
-                        measured.append(found)
-            if processes.is_main:
-                self._journal.append(plan.name, map(_broken_record, broken))
+        try:
+            for window in _windows(self._read(plan, limit=settings.limit)):
+                self._run_window(plan, window, settings=settings, processes=processes, progress=progress)
+        except _AllAlike as error:
+            logger.error("`%s` was given up: %s", plan.name, error)
+
+    def _read(self, plan: TaskPlan, *, limit: int | None) -> Iterator[Sample | BrokenSample]:
+        """Samples up to a fault of the data, which is the task's and not the run's."""
+        try:
+            yield from read_samples(plan, limit=limit)
+        except Exception as error:
+            logger.error("The data of `%s` cannot be read further: %s", plan.name, _say(error))
+            record = _new_record(f"data of {plan.name}", len(self._seen[plan.name]))
+            self._broken_data[plan.name] = record | {"error": _say(error)}
+
+    def _run_window(
+        self,
+        plan: TaskPlan,
+        window: Sequence[Sample | BrokenSample],
+        *,
+        settings: RunSettings,
+        processes: Processes,
+        progress: Progress | None,
+    ) -> None:
+        self._seen[plan.name] |= {item.id for item in window}
+        broken = [item for item in window if isinstance(item, BrokenSample)]
+        measured: list[_Measured] = []
+        for item in window:
+            if isinstance(item, Sample):
+                found = self._measure(plan, item)
+                if isinstance(found, BrokenSample):
+                    broken.append(found)
+                else:
+                    measured.append(found)
+        if processes.is_main:
+            self._journal.append(plan.name, map(_broken_record, broken))
+        if progress is not None:
+            progress(plan.name, len(broken))
+        batches = plan_batches(
+            [item.num_tokens for item in measured],
+            kinds=[bool(item.sample.pictures) for item in measured],
+            budget=settings.batch_tokens // plan.generation.num_beams,
+            num_new=plan.generation.max_new_tokens,
+            max_size=self._answerer.max_batch_size,
+        )
+        members = [[measured[index].sample for index in indices] for indices in batches]
+        for samples in members:
+            if self._num_batches % processes.world_size == processes.rank:
+                self._failures[plan.name] += self._run_batch(plan, samples)
+                self._check_failures(plan, last=members[-1])
             if progress is not None:
-                progress(plan.name, len(broken))
-            budget = settings.batch_tokens // plan.generation.num_beams
-            batches = plan_batches(
-                [item.num_tokens for item in measured],
-                kinds=[bool(item.sample.pictures) for item in measured],
-                budget=budget,
-                num_new=plan.generation.max_new_tokens,
-                max_size=self._answerer.max_batch_size,
-            )
-            for indices in batches:
-                if self._num_batches % processes.world_size == processes.rank:
-                    self._run_batch(plan, [measured[index].sample for index in indices])
-                if progress is not None:
-                    progress(plan.name, len(indices))
-                self._num_batches += 1
+                progress(plan.name, len(samples))
+            self._num_batches += 1
 
     def _measure(self, plan: TaskPlan, sample: Sample) -> "_Measured | BrokenSample":
         try:
@@ -233,14 +290,35 @@ class _Worker:
         except Exception as error:
             return BrokenSample(id=sample.id, position=sample.position, error=_say(error))
 
-    def _run_batch(self, plan: TaskPlan, samples: Sequence[Sample]) -> None:
+    def _run_batch(self, plan: TaskPlan, samples: Sequence[Sample]) -> list[str]:
+        """Compute a batch.
+
+        Returns:
+            The failure of the batch if all of its samples failed alike, nothing otherwise.
+        """
         if all(self._journal.finished(plan.name, sample.id) is not None for sample in samples):
-            return
+            return []
         records = []
         for sample, reply in zip(samples, self._reply(plan, samples), strict=True):
             if self._journal.finished(plan.name, sample.id) is None:
                 records.append(self._record(plan, sample, reply))
         self._journal.append(plan.name, records)
+        self._num_replies[plan.name] += sum(record["error"] is None for record in records)
+        kinds = {_DETAILS.sub("", record["error"] or "") for record in records}
+        return [str(records[0]["error"])] if len(kinds) == 1 and records[0]["error"] is not None else []
+
+    def _check_failures(self, plan: TaskPlan, *, last: Sequence[Sample]) -> None:
+        """Give a task up whose first batches all failed alike, and the last one too, which has the shortest prompts.
+
+        Raises:
+            _AllAlike: If so.
+        """
+        failures = self._failures[plan.name]
+        if len(failures) != MOST_ALIKE or self._num_replies[plan.name] or self._journal.has_success(plan.name):
+            return
+        failures += self._run_batch(plan, last) or [""]
+        if len({_DETAILS.sub("", failure) for failure in failures}) == 1:
+            raise _AllAlike(f"its first {MOST_ALIKE} batches failed, and a short one too: {failures[-1]}")
 
     def _reply(self, plan: TaskPlan, samples: Sequence[Sample]) -> "list[str | Exception]":
         """Replies, or why there is none. A batch that fails is computed sample by sample, so one costs only itself."""

@@ -1,5 +1,6 @@
 """Judges one reply: reads an answer out of it and scores it. The rules themselves are in `metrics`."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from string import ascii_uppercase
@@ -76,20 +77,29 @@ def score_reply(task: Task, sample: Sample, reply: str, *, judge: Judge | None =
 
 @scorer
 def multiple_choice(reply: str, sample: Sample, options: Mapping[str, Any], judge: Judge | None) -> Scored:
-    """Letter of an option, by the rule in `rule`; questions whose answer is no option are compared as texts."""
-    choices = dict(zip(ascii_uppercase, sample.options, strict=False))
-    if sample.target not in choices:
+    """Letter of an option, by the rule in `rule`; questions without options are compared as texts.
+
+    `open_alternative` is the text of a second option, which makes a choice between the right answer and this text of
+    questions without options when their replies are read, as VLMEvalKit does with MMMU. The model sees no option.
+    """
+    choices, target = sample.choices, sample.target
+    alternative = options.get("open_alternative")
+    if not choices and alternative:
+        target = ascii_uppercase[0]
+        choices = {target: str(sample.target), ascii_uppercase[1]: str(alternative)}
+    if target not in choices:
         return exact_match(reply, sample, options, judge)
     answer = extract_choice(reply, choices, rule=options.get("rule", "vlmevalkit"))
     if answer is None and judge is not None:
         answer = judge.pick_option(sample.fields["question"], choices, reply)
-    return Scored(answer=answer, scores={"accuracy": float(answer == sample.target)})
+    said = answer if sample.options else choices.get(answer or "")
+    return Scored(answer=said, scores={"accuracy": float(answer == target)})
 
 
 @scorer
 def mantis(reply: str, sample: Sample, options: Mapping[str, Any], judge: Judge | None) -> Scored:
     """Mantis-Eval: options by letter; short answers are what follows "Final answer:", compared without case."""
-    if sample.options:
+    if sample.choices:
         return multiple_choice(reply, sample, options, judge)
     for marker in ("final answer:", "the answer is", "answer:"):
         place = reply.lower().rfind(marker)
@@ -163,7 +173,7 @@ def mathvista(reply: str, sample: Sample, options: Mapping[str, Any], judge: Jud
 
     Without a judge, only a reply that is the answer and nothing else, or names an option by VLMEvalKit's rule, counts.
     """
-    choices = dict(zip(ascii_uppercase, sample.options, strict=False))
+    choices = sample.choices
     answer_type = sample.fields.get("answer_type", "text")
     answer: str | None = reply.strip()
     if choices:
@@ -206,10 +216,11 @@ def cut_reply(reply: str, options: Mapping[str, Any]) -> str:
 
 
 def _in_form(answer: str | None, *, answer_type: str) -> str | float | None:
-    """An answer in the form the question asks for; `None` if it is no number where one is wanted."""
+    """An answer in the form the question asks for; `None` if it is no finite number where one is wanted."""
     if answer is None or answer_type not in ("integer", "float"):
         return answer
     try:
-        return float(int(answer)) if answer_type == "integer" else float(answer)
-    except ValueError:
+        number = float(int(answer)) if answer_type == "integer" else float(answer)
+    except (ValueError, OverflowError):
         return None
+    return number if math.isfinite(number) else None

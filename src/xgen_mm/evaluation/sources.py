@@ -1,14 +1,23 @@
 """Where the rows of a benchmark come from: files and directories of the user, a generator, or, if asked, the Hub."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..data.sources import RawRow, Selection, find_files, is_saved_dataset, open_stream, read_rows
+from ..errors import DataError
 from .task import HubData, Task, TaskError
 
+# Columns that rows get beside their own: name of their file without its ending, and their name in an object of rows.
+FILE_COLUMN, KEY_COLUMN = "__file__", "__key__"
+# Under which releases keep the list of their rows, where the file is one object.
+_LIST_KEYS = ("questions", "data", "annotations")
+# Rows that are looked at for the columns that data have: not every row has all.
+_FIRST_ROWS = 32
+# MME's release has a directory per category with these two, or their files beside one another.
+_MME_TEXTS, _MME_PICTURES = "questions_answers_YN", "images"
 # Draws the rows of a task that has no files.
 Generator: TypeAlias = Callable[[], Iterator[dict[str, Any]]]
 
@@ -44,21 +53,27 @@ class DataSource:
             yield from ((row, ()) for row in _open_hub(self.hub))
         elif self.path is not None and is_saved_dataset(self.path):
             yield from ((row, (self.path,)) for row in open_stream(self.path, split=self.split))
+        elif self.path is not None and (texts := _find_question_texts(self.path)):
+            yield from ((row, (self.path,)) for path in texts for row in _read_question_text(path, root=self.path))
         elif self.path is not None:
             for selection in self._files(self.path):
                 roots = _picture_roots(selection)
-                yield from ((row, roots) for _, row in read_rows(selection))
+                rows = _until_fault((row for _, row in read_rows(selection)), name=selection.path.name)
+                for row in _unpacked(rows) if _is_object(selection.path) else rows:
+                    yield {FILE_COLUMN: selection.path.stem, **row} if isinstance(row, Mapping) else row, roots
 
-    def first_row(self) -> dict[str, Any]:
-        """The first row that can be read.
+    def first_rows(self) -> dict[str, Any]:
+        """The first rows that can be read, in one: each column with the first value it has.
 
         Raises:
             TaskError: If there is none.
         """
-        for row, _ in islice(self.rows(), 100):
-            if isinstance(row, Mapping):
-                return dict(row)
-        raise TaskError(f"{self.describe()} holds no row that can be read.")
+        rows = [row for row, _ in islice(self.rows(), _FIRST_ROWS)]
+        found = [row for row in rows if isinstance(row, Mapping)]
+        if not found:
+            reason = f" ({str(rows[0]).rstrip('.')})" if rows else ""
+            raise TaskError(f"{self.describe()} holds no row that can be read{reason}.")
+        return {name: value for row in reversed(found) for name, value in row.items()}
 
     def count(self) -> int:
         """Number of rows."""
@@ -106,8 +121,7 @@ def question_source(
     # Where no data set of the Hub says it, the split's name in words begins with it.
     split, configs = (hub.split, hub.config) if hub else (task.split.partition(",")[0], ())
     if path is not None:
-        if not path.exists():
-            raise TaskError(f"`{task.name}`: there is no `{path}`.")
+        _check_path(task, path)
         return DataSource(path=path, split=split, configs=configs)
     if task.generator:
         if task.generator not in generators:
@@ -131,14 +145,92 @@ def train_source(task: Task, *, path: Path | None, download: bool) -> DataSource
     hub = task.hub
     split = hub.train_split if hub is not None and hub.train_split else "train"
     if path is not None:
-        if not path.exists():
-            raise TaskError(f"`{task.name}`: there is no `{path}`.")
+        _check_path(task, path)
         return DataSource(path=path, split=split)
     if download and hub is not None and hub.train_split is not None:
         return DataSource(hub=HubData(id=hub.id, split=hub.train_split, config=hub.config))
     raise TaskError(
         f"`{task.name}` has no training questions to draw demonstrations from: give `--data {task.name}:train=PATH`."
     )
+
+
+def _check_path(task: Task, path: Path) -> None:
+    # Patterns such as `test/*.json` are checked where files are looked for.
+    if "*" not in str(path) and not path.exists():
+        raise TaskError(f"`{task.name}`: there is no `{path}`.")
+
+
+def _until_fault(rows: Iterable[RawRow], *, name: str) -> Iterator[RawRow]:
+    """Rows up to a fault of their file, which takes the place of the next row."""
+    try:
+        yield from rows
+    except ImportError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        yield DataError("wrong nesting", f"{name}: {reason.rstrip('.')}; nothing behind it can be read.")
+
+
+def _is_object(path: Path) -> bool:
+    """Whether a JSON file begins with an object instead of a list of rows."""
+    if path.suffix != ".json":
+        return False
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        return file.read(1024).lstrip()[:1] == "{"
+
+
+def _unpacked(rows: Iterator[RawRow]) -> Iterator[RawRow]:
+    """Rows of a file that is one object: those of the list in it, or its values, each with its name.
+
+    A file of several objects, one after the other, is no such file.
+    """
+    first, second = next(rows, None), next(rows, None)
+    if first is None:
+        return
+    if second is not None or not isinstance(first, Mapping):
+        yield from chain([first], [] if second is None else [second], rows)
+        return
+    lists = [first[key] for key in _LIST_KEYS if isinstance(first.get(key), list)]
+    if lists:
+        for number, row in enumerate(lists[0]):
+            yield row if isinstance(row, dict) else _no_object(number)
+    elif sum(isinstance(value, Mapping) for value in first.values()) > len(first) // 2:
+        for name, row in first.items():
+            yield {KEY_COLUMN: name, **row} if isinstance(row, dict) else _no_object(name)
+    else:
+        yield first
+
+
+def _no_object(name: object) -> DataError:
+    return DataError("wrong nesting", f"row {str(name)[:60]}: expected an object.")
+
+
+def _find_question_texts(path: Path) -> list[Path]:
+    """Files of MME's release, a text per picture in a directory per category; none if there are data files."""
+    if not path.is_dir():
+        return []
+    texts = sorted({*path.glob("*/*.txt"), *path.glob(f"*/{_MME_TEXTS}/*.txt")})
+    try:
+        find_files(path)
+    except ValueError:
+        return texts
+    return []
+
+
+def _read_question_text(path: Path, *, root: Path) -> Iterator[RawRow]:
+    """Lines `question<TAB>answer` about one picture."""
+    category, *inner = path.parent.relative_to(root).parts
+    folder = _MME_PICTURES if inner else "."
+    name = f"{category}/{path.stem}"
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        yield DataError("wrong type", f"{path.name}: {error}.")
+        return
+    for line in filter(str.strip, lines):
+        question, _, answer = line.rpartition("\t")
+        row = {"question": question, "answer": answer, "category": category}
+        yield {**row, KEY_COLUMN: name, "image": f"{category}/{folder}/{path.stem}"}
 
 
 def _picture_roots(selection: Selection) -> tuple[Path, ...]:

@@ -54,7 +54,9 @@ class Layout:
 
     A column is a key of the row, or a path such as `answers.*.answer`: a number takes an element of a list, `*` all
     elements that have the rest of the path, `first` the first of these. `a+b` joins the texts of two columns by `_`,
-    `a/2` is the third part of a text with `_` between its parts, and `a%10` the remainder of a number.
+    `a/2` is the third part of a text with `_` between its parts, `a%10` the remainder of a number, and `a>b` the path
+    of `b` in the directory `a`. Every row of a file also has `__file__`, the file's name without its ending, and rows
+    that a file keeps in an object by name have `__key__`, their name.
 
     Attributes:
         name: `hub` for the data set of the Hub, `vlmevalkit` for that harness's TSV file, or another word.
@@ -72,8 +74,7 @@ class Layout:
         keep: Columns with the values that rows must have to take part.
         options_in_question: How options stand in the question's text: not at all (`none`), one `A. ...` per line
             (`lines`), or behind "Options:" as `A: ..., B: ...` (`inline`). The question then ends before them.
-        open_alternative: Text of a second option, which makes a choice between the right answer and this text of
-            questions without options; VLMEvalKit does so with MMMU.
+        folders: Directories beside the file in which the release keeps pictures.
     """
 
     name: str
@@ -88,14 +89,25 @@ class Layout:
     groups: dict[str, str] = field(default_factory=dict)
     keep: dict[str, Any] = field(default_factory=dict)
     options_in_question: OptionText = "none"
-    open_alternative: str = ""
+    folders: tuple[str, ...] = ()
 
-    def required_columns(self) -> tuple[str, ...]:
-        """Columns that tell this layout from others; further options and texts may be missing from a row."""
-        named = (self.question, self.target, *self.keep, *self.groups.values())
-        columns = (*named, *self.pictures[:1], *self.options[:1])
-        names = (part for column in columns for part in re.split(r"\+|[/%]\d+$", column))
-        return tuple(dict.fromkeys(name for name in names if name))
+    def required_columns(self, *, groups: Sequence[str] = ()) -> tuple[str, ...]:
+        """Columns without which the data are no data of this layout.
+
+        Args:
+            groups: Groups without which there is no figure; others may be missing, as texts and further options may.
+        """
+        named = (
+            self.question,
+            self.target,
+            *self.keep,
+            *(self.groups[name] for name in groups if name in self.groups),
+        )
+        return _column_names((*named, *self.pictures[:1], *self.options[:1]))
+
+    def columns(self) -> tuple[str, ...]:
+        """All columns that the layout names, one of its options standing for all."""
+        return self.required_columns(groups=tuple(self.groups)) + _column_names((self.id, *self.texts.values()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,6 +227,12 @@ class Suite:
     title: str
     tasks: tuple[str, ...]
     shots: tuple[int, ...] = ()
+
+
+def _column_names(columns: Sequence[str]) -> tuple[str, ...]:
+    """Columns of the data behind columns of a layout, each once."""
+    names = (part for column in columns for part in re.split(r"[+>]|[/%][0-9]+$", column))
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def parse_task(content: Mapping[str, Any], *, where: str) -> Task:

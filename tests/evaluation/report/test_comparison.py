@@ -190,3 +190,13 @@ def test_markdown_table_has_a_row_per_task_with_intervals() -> None:
     assert cells[4] == " 100.0 [100.0, 100.0] "
     assert cells[5].startswith(" **+50.0 [")
     assert cells[6] == " 72.2 instruct  interleave "
+
+
+@pytest.mark.parametrize("target", [None, 1, ["a dog", 1.5], [["a dog"]], {"a": 1}], ids=str)
+def test_caption_whose_reference_is_no_text_costs_the_interval_alone(target: Any) -> None:
+    samples = [fake_sample(str(i), scores={}, answer="a dog runs", target=["a dog", "two cats"]) for i in range(3)]
+    task = fake_task(samples, aggregate="cider", main_metric="cider", title="Captions")
+    samples[1]["target"] = target
+    task = compare(fake_results(captions=task)).tasks[0]
+    assert task.figures[0] is not None
+    assert task.figures[0].interval is None

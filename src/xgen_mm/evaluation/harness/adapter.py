@@ -86,7 +86,7 @@ class ModelAdapter:
         prompt_format: `chat`, `text` (base models, without chat template), or `auto`: text where a prompt is to stop
             at `<|endofchunk|>`, which no chat does, and chat elsewhere.
         system_prompt: Put first where a conversation has none; `None` leaves it to the chat template.
-        max_tiles: Most tiles of a picture, thumbnail not counted; `None` for those of the checkpoint. Model and
+        max_tiles: Most tiles of a picture, thumbnail included; `None` for those of the checkpoint. Model and
             processor are changed.
         thumbnails_dir: Directory of the run that gets small copies of the pictures; `None` for none.
     """

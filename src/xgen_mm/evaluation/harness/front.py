@@ -54,7 +54,7 @@ def run_harness_tasks(
         seed: Of whatever a task draws.
         batch_tokens: Most prompt tokens per batch.
         prompt_format: As in `ModelAdapter`.
-        max_tiles: Most tiles of a picture, thumbnail not counted; model and processor are changed.
+        max_tiles: Most tiles of a picture, thumbnail included; model and processor are changed.
         resume_dir: Directory that keeps replies, so that an interrupted run goes on.
         submission_dir: Where tasks write files for evaluation servers; `None` drops them.
         thumbnails_dir: Directory of the run, which gets small copies of the pictures; `None` for none.

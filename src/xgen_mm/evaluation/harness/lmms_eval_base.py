@@ -43,7 +43,7 @@ class XGenMMHarnessModel(lmms):
         prompt_format: As in `ModelAdapter`.
         system_prompt: Put first; `None` leaves it to the chat template.
         max_new_tokens: Longest reply where a task names none.
-        max_tiles: Most tiles of a picture.
+        max_tiles: Most tiles of a picture, thumbnail included.
         on_error: What a prompt that cannot be answered does: `raise` at the end, after all others were answered, or
             `empty` to be counted as an empty reply.
         resume_dir: Directory that keeps every reply as it comes; a run that was interrupted goes on from there, with

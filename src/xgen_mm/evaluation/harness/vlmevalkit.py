@@ -67,7 +67,7 @@ def make_model_class() -> Any:
             model_path: Directory or Hub id.
             device: Torch device; `None` takes an accelerator if there is one.
             dtype: `auto` keeps the precision of the weights.
-            max_tiles: Most tiles of a picture, thumbnail not counted.
+            max_tiles: Most tiles of a picture, thumbnail included.
             system_prompt: Put first; `None` leaves it to the chat template.
             **generation: As the kit's other models take it: `max_new_tokens`, `temperature`, `num_beams` ...
         """
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None, *, run: Callable[[str], Any] | 
     parser.add_argument("checkpoint", help="directory or Hub id")
     parser.add_argument("script", help="`run.py` of a checkout of VLMEvalKit")
     parser.add_argument("--name", help="what to call the model in the kit's files")
-    parser.add_argument("--max-tiles", type=int, help="most tiles per picture, thumbnail aside")
+    parser.add_argument("--max-tiles", type=int, help="most tiles per picture, thumbnail included")
     parser.add_argument("--max-new-tokens", type=int, help="longest reply (default: 1024)")
     options, rest = parser.parse_known_args(arguments)
     if not Path(options.script).is_file():

@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 
 from .caption_scores import cider_scores
 from .multiple_choice import CIRCULAR_STEP
+from .short_answers import whole_number
 from .yes_no import mme_sums, pope_from_counts
 
 Figures: TypeAlias = dict[str, float]
@@ -60,12 +61,14 @@ class Aggregate:
         figures: Figures from the sum of tallies.
         unit: Key of what samples belong together; `None` where each stands alone.
         complete: Fills in scores that depend on all samples together.
+        needs: Groups of the data without which the figures would be others, and no error.
     """
 
     tally: Callable[[Sequence[SampleScore], Options], Tally]
     figures: Callable[[Tally], Figures]
     unit: Callable[[SampleScore], Hashable] | None = None
     complete: Callable[[Sequence[SampleScore]], list[SampleScore]] = list
+    needs: tuple[str, ...] = ()
 
     def __call__(self, samples: Sequence[SampleScore], **options: Any) -> Figures:
         """Figures by name; none without samples."""
@@ -251,7 +254,8 @@ def _question(sample: SampleScore) -> Hashable:
     if "question" in sample.groups:
         return sample.groups["question"]
     index = sample.groups.get("index", "")
-    return int(index) % CIRCULAR_STEP if index.isdecimal() else index
+    number = whole_number(index)
+    return index if number is None else number % CIRCULAR_STEP
 
 
 def _tally_circular(samples: Sequence[SampleScore], options: Options) -> Tally:
@@ -289,11 +293,16 @@ def complete_cider(samples: Sequence[SampleScore]) -> list[SampleScore]:
 
     Args:
         samples: Captions in `answer`, reference captions in `target`.
+
+    Raises:
+        ValueError: If a reference is no text.
     """
     if all("cider" in sample.scores for sample in samples):
         return list(samples)
     captions = [str(sample.answer or "") for sample in samples]
     references = [[sample.target] if isinstance(sample.target, str) else list(sample.target) for sample in samples]
+    if not all(isinstance(text, str) for texts in references for text in texts):
+        raise ValueError("a reference caption is no text; CIDEr compares texts.")
     values = cider_scores(captions, references)
     return [
         replace(sample, scores={**sample.scores, "cider": value})
@@ -328,11 +337,17 @@ AGGREGATES: dict[str, Aggregate] = {
     "mean": _MEAN,
     "accuracy": _MEAN,
     "pope": Aggregate(tally=_tally_pope, figures=_figures_pope),
-    "mme": Aggregate(tally=_tally_mme, figures=_figures_mme, unit=_category_and_image),
-    "hallusion": Aggregate(tally=_tally_hallusion, figures=_figures_hallusion, unit=_hallusion_set),
-    "circular": Aggregate(tally=_tally_circular, figures=_figures_circular, unit=_question),
+    "mme": Aggregate(tally=_tally_mme, figures=_figures_mme, unit=_category_and_image, needs=("category", "image")),
+    "hallusion": Aggregate(
+        tally=_tally_hallusion,
+        figures=_figures_hallusion,
+        unit=_hallusion_set,
+        needs=("category", "l2_category", "set_id", "figure_id", "question_id"),
+    ),
+    "circular": Aggregate(tally=_tally_circular, figures=_figures_circular, unit=_question, needs=("question",)),
     "category_mean": Aggregate(tally=_tally_category_mean, figures=_figures_category_mean),
-    "cv_bench": Aggregate(tally=_tally_source, figures=_figures_cv_bench),
-    "ocrbench": Aggregate(tally=_tally_ocrbench, figures=_figures_ocrbench),
+    "cv_bench": Aggregate(tally=_tally_source, figures=_figures_cv_bench, needs=("source",)),
+    # Kinds of questions differ in how replies are read.
+    "ocrbench": Aggregate(tally=_tally_ocrbench, figures=_figures_ocrbench, needs=("category",)),
     "cider": Aggregate(tally=_tally_mean, figures=_figures_mean, complete=complete_cider),
 }

@@ -16,6 +16,19 @@ HANDWRITTEN_MATHS = "Handwritten Mathematical Expression Recognition"
 _FULL_WIDTH = {0x3000: 0x20} | {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 
 
+# Python refuses to read longer numbers.
+_MOST_DIGITS = 4000
+
+
+def whole_number(text: str) -> int | None:
+    """The whole number that a text of plain digits states; `None` for any other text.
+
+    >>> whole_number("12"), whole_number("\u00b2"), whole_number("-1")
+    (12, None, None)
+    """
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else None
+
+
 def edit_distance(first: str, second: str) -> int:
     """Fewest insertions, deletions and replacements of characters that turn one text into the other.
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from ...data.refusals import OTHER_REFUSAL_PHRASES, REFUSAL_PHRASES
 from ...sections import nearest
 from ..recipe_sections import RecipeError, RewardSection
 
@@ -11,25 +12,6 @@ from ..recipe_sections import RecipeError, RewardSection
 Reward: TypeAlias = Callable[[str, str], float]
 RewardFunction: TypeAlias = Callable[..., list[float]]
 
-REFUSAL_PHRASES = (
-    "i'm sorry",
-    "i am sorry",
-    "i apologize",
-    "i cannot",
-    "i can't",
-    "i am unable",
-    "i'm unable",
-    "i am not able",
-    "i'm not able",
-    "i won't",
-    "i will not",
-    "as an ai",
-    "as a language model",
-    "not appropriate",
-    "inappropriate to",
-    "unethical",
-    "against my",
-)
 # A minus sign belongs to a number unless it stands behind another, as in "3-5".
 _NUMBER = re.compile(r"(?:(?<![\w.])[-+])?\d+(?:,\d{3})*(?:\.\d+)?")
 _ARTICLES_AND_MARKS = re.compile(r"\b(?:a|an|the)\b|[^\w\s.%$-]|\.(?!\d)")
@@ -86,9 +68,9 @@ def refusal(answer: str, solution: str) -> float:
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a text holds one of `REFUSAL_PHRASES`; the list is ours, for training, not that of a benchmark."""
+    """Whether a text refuses: by VLGuard's phrases, or in wordings that it does not know; apostrophes may be curly."""
     lowered = text.lower().replace("\u2019", "'")
-    return any(phrase in lowered for phrase in REFUSAL_PHRASES)
+    return any(phrase in lowered for phrase in (*REFUSAL_PHRASES, *OTHER_REFUSAL_PHRASES))
 
 
 def format_reward(pattern: str) -> Reward:
