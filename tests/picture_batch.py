@@ -28,7 +28,9 @@ def make_batch(
     images: list[list[Image.Image]] = []
     for text in texts:
         images.append([draw(*shapes[(sum(map(len, images)) + index) % 3]) for index in range(text.count("<image>"))])
-    batch = dict(processor(text=list(texts), images=images, padding=True, return_tensors="pt"))
+    batch = dict(
+        processor(text=list(texts), images=images if any(images) else None, padding=True, return_tensors="pt")
+    )
     if with_labels:
         hidden = (batch["attention_mask"] == 0) | (batch["input_ids"] == processor.image_token_id)
         batch["labels"] = batch["input_ids"].masked_fill(hidden, -100)

@@ -1,23 +1,27 @@
 """Saved checkpoints carry the code that loads them where the package is missing."""
 
 import ast
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from torch.distributed.fsdp import FSDPModule
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 import xgen_mm
 from tests.v1 import small_v1
-from xgen_mm import XGenMMForConditionalGeneration, XGenMMProcessor, XGenMMV1ImageProcessor
-from xgen_mm.self_contained import flat_modules
+from xgen_mm import XGenMMConfig, XGenMMForConditionalGeneration, XGenMMProcessor, XGenMMV1ImageProcessor
+from xgen_mm.self_contained import flat_modules, write_model_code
 
 # Run where `import xgen_mm` fails: loads what `save` has written, runs it, and saves it once more.
 CLEAN_PROCESS = """
@@ -165,3 +169,158 @@ def test_two_modules_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("xgen_mm.self_contained.ROOT", tmp_path)
     with pytest.raises(ValueError, match=r"would both become `same\.py`"):
         flat_modules(["xgen_mm.one.same", "xgen_mm.other.same"])
+
+
+DERIVED = '''"""A model that somebody derived from ours."""
+
+import math
+
+from xgen_mm import XGenMMConfig, XGenMMForConditionalGeneration as Base  # one of two homes
+from xgen_mm.modeling.output_layer import (
+    IGNORED_LABEL,
+)
+
+from .scaling import SCALE
+
+
+class LouderConfig(XGenMMConfig):
+    model_type = "louder"
+
+
+class Louder(Base):
+    config: LouderConfig
+
+    def forward(self, *args, **kwargs):
+        from .scaling import SCALE as again; assert again == SCALE and IGNORED_LABEL == -100
+
+        outputs = super().forward(*args, **kwargs)
+        outputs.logits = outputs.logits * SCALE * math.sqrt(1)
+        return outputs
+
+
+class InnerPart:
+    def make():
+        class Hidden(Base):
+            pass
+
+        return Hidden
+'''
+# Loads what a derived class has saved where neither the package nor the class can be imported.
+LOAD_DERIVED = """
+import sys
+sys.modules["xgen_mm"] = None
+import torch
+from transformers import AutoModel, AutoModelForImageTextToText
+for auto in (AutoModel, AutoModelForImageTextToText):
+    model = auto.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+with torch.no_grad():
+    logits = model(input_ids=torch.tensor([[5, 6, 7]])).logits
+print(type(model).__name__, type(model.config).__name__, logits.sum().item())
+"""
+
+
+@pytest.fixture
+def derived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    package = tmp_path / "somebodys_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "scaling.py").write_text("SCALE = 3.0\n")
+    (package / "louder.py").write_text(DERIVED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("somebodys_package.louder")
+    yield module
+    for name in [name for name in sys.modules if name.startswith("somebodys_package")]:
+        del sys.modules[name]
+
+
+def config_of(derived: ModuleType) -> XGenMMConfig:
+    tiny = AutoConfig.from_pretrained(xgen_mm.tiny_checkpoint())
+    parts = ("vision_config", "resampler_config", "text_config")
+    return derived.LouderConfig(image_token_id=5, **{name: getattr(tiny, name) for name in parts})
+
+
+def test_derived_model_is_saved_as_itself(derived: ModuleType, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = derived.Louder(config_of(derived)).eval()
+    model.save_pretrained(tmp_path / "saved")
+    auto_map = json.loads((tmp_path / "saved" / "config.json").read_text())["auto_map"]
+    assert auto_map == {
+        "AutoConfig": "louder.LouderConfig",
+        "AutoModel": "louder.Louder",
+        "AutoModelForImageTextToText": "louder.Louder",
+    }
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", LOAD_DERIVED, str(tmp_path / "saved")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    *names, total = result.stdout.split()
+    assert names == ["Louder", "LouderConfig"]
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().item()
+    assert float(total) == pytest.approx(expected, rel=1e-4)
+
+
+def test_wrapper_made_at_run_time_is_saved_as_the_class_inside(derived: ModuleType, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = derived.Louder(config_of(derived))
+    # As `fully_shard` does.
+    model.__class__ = type("FSDPLouder", (FSDPModule, derived.Louder), {"__module__": FSDPModule.__module__})
+    auto_map = write_model_code(tmp_path, model)
+    assert auto_map["AutoModel"] == "louder.Louder"
+
+
+def in_script(derived: ModuleType) -> type:
+    return type("Scripted", (derived.Base,), {"__module__": "__main__"})
+
+
+def in_function(derived: ModuleType) -> type:
+    hidden: type = derived.InnerPart.make()
+    return hidden
+
+
+def with_plain_import(derived: ModuleType) -> type:
+    Path(derived.__file__ or "").write_text("import xgen_mm\n" + DERIVED)
+    louder: type = derived.Louder
+    return louder
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        pytest.param(
+            in_script, "loads `LouderConfig` and `Scripted`: `Scripted` is defined in a script; move it", id="script"
+        ),
+        pytest.param(
+            in_function,
+            "loads `Hidden` and `LouderConfig`: .*has no name `Hidden`; define it at the top",
+            id="function",
+        ),
+        pytest.param(with_plain_import, "line 1: write `from xgen_mm import name`", id="plain-import"),
+    ],
+)
+def test_derived_model_that_cannot_be_exported_is_saved_without_code_and_says_so(
+    derived: ModuleType,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    make: Callable[[ModuleType], type],
+    reason: str,
+) -> None:
+    found = make(derived)
+    with torch.device("meta"):
+        model = derived.Louder(config_of(derived))
+    model.__class__ = found
+    (tmp_path / "saved").mkdir()
+    assert write_model_code(tmp_path / "saved", model) == {}
+    assert not list((tmp_path / "saved").iterdir())
+    assert re.search(reason, caplog.text)
+
+
+def test_directory_of_an_adapter_receives_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peft = pytest.importorskip("peft", reason="adapters need the `train` extra")
+    # The newest host asks for a PEFT that is not out everywhere; adding and saving an adapter works with older ones.
+    monkeypatch.setattr("transformers.integrations.peft.check_peft_version", lambda **_: None)
+    model = AutoModelForImageTextToText.from_pretrained(xgen_mm.tiny_checkpoint())
+    model.add_adapter(peft.LoraConfig(target_modules=["qkv_proj"], r=2))
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_config.json").is_file()
+    assert not list(tmp_path.glob("*.py"))

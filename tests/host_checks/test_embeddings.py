@@ -1,12 +1,14 @@
 """Token tables: resizing, ties, embeddings as inputs, and the number of placeholders."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from tests.v1.small_v1 import build as build_v1
 from xgen_mm import XGenMMForConditionalGeneration
 
 from .outside_view import FORMS, VOCABULARY, make_batch, outside_config, outside_model, picture_inputs
@@ -26,6 +28,23 @@ def test_resized_token_tables_keep_the_logits_of_common_tokens(tied: bool, new_s
     assert model.get_input_embeddings().weight.shape[0] == model.lm_head.bias.shape[0] == new_size
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
     torch.testing.assert_close(logits[..., :common], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("new_size", [VOCABULARY + 10, VOCABULARY - 15], ids=["more-rows", "fewer-rows"])
+@pytest.mark.parametrize(
+    "build",
+    [outside_model, lambda: outside_model(tie_word_embeddings=True), build_v1],
+    ids=["own-head", "tied-head", "v1"],
+)
+def test_resized_token_tables_survive_another_initialisation(
+    build: Callable[[], XGenMMForConditionalGeneration], new_size: int
+) -> None:
+    model = build()
+    model.resize_token_embeddings(new_size)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.post_init()
+    model.init_weights()
+    assert [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])] == []
 
 
 def test_rows_padded_to_a_multiple_are_counted_in_the_configuration() -> None:

@@ -200,3 +200,12 @@ def test_text_config_of_a_tied_model_stays_tied(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).text_config.tie_word_embeddings is True
     assert AutoModelForCausalLM.from_config(model.config.text_config).config.vocab_size == 43
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["own-head", "tied-head"])
+def test_weights_of_the_parts_survive_another_initialisation(tied: bool) -> None:
+    model = join(siglip(), llama(tie_word_embeddings=tied))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.post_init()
+    model.init_weights()
+    assert [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])] == []

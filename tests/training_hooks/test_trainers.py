@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from tests.picture_batch import make_batch
+from tests.v1 import small_v1 as v1
 from xgen_mm import XGenMMForConditionalGeneration, XGenMMProcessor
 
 accelerate = pytest.importorskip("accelerate", reason="`Trainer` needs the `train` extra")
@@ -113,3 +114,71 @@ def test_accelerate_step_changes_every_weight(
     after = weights(accelerator.unwrap_model(wrapped))
     assert torch.isfinite(loss)
     assert [name for name, weight in after.items() if torch.equal(weight, before[name])] == []
+
+
+MIXED = [
+    "<image> What number is written here?",
+    "Seven, and no image at all.",
+    "Words alone.",
+    "<image> and <image> 7",
+]
+
+
+def usual_accuracy(evaluated: Any) -> dict[str, float]:
+    """Share of the targets that scored highest, as it is written for any causal language model."""
+    predictions, labels = evaluated.predictions.argmax(-1)[:, :-1], evaluated.label_ids[:, 1:]
+    return {"accuracy": float((predictions == labels)[labels != -100].mean())}
+
+
+def evaluation_trainer(model: Any, collate: Callable[..., Any], directory: Path, **arguments: Any) -> Any:
+    from transformers import Trainer, TrainingArguments
+
+    settings = TrainingArguments(
+        output_dir=str(directory),
+        use_cpu=True,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        per_device_eval_batch_size=1,
+        **arguments,
+    )
+    rows = [{"text": text} for text in MIXED]
+    return Trainer(model, settings, eval_dataset=rows, data_collator=collate, compute_metrics=usual_accuracy)
+
+
+@pytest.mark.parametrize("include", [[], ["inputs", "loss"]], ids=["plain", "inputs-and-loss"])
+def test_usual_metric_is_computed_over_rows_with_and_without_pictures(
+    model: XGenMMForConditionalGeneration,
+    collate: Callable[..., dict[str, torch.Tensor]],
+    tmp_path: Path,
+    include: list[str],
+) -> None:
+    trainer = evaluation_trainer(model, collate, tmp_path, include_for_metrics=include)
+    right = total = 0
+    for text in MIXED:
+        batch = collate([{"text": text}])
+        with torch.no_grad():
+            logits = model.eval()(**batch).logits
+        targets = batch["labels"][:, 1:]
+        right += int((logits.argmax(-1)[:, :-1] == targets)[targets != -100].sum())
+        total += int((targets != -100).sum())
+    assert trainer.evaluate()["eval_accuracy"] == pytest.approx(right / total)
+    predicted = trainer.predict([{"text": text} for text in MIXED])
+    assert predicted.metrics["test_accuracy"] == pytest.approx(right / total)
+    # Scores alone: no image tokens, no caches.
+    assert predicted.predictions.shape == (*predicted.label_ids.shape, model.config.text_config.vocab_size)
+
+
+def test_usual_metric_is_computed_with_a_v1_model(tmp_path: Path) -> None:
+    rows = [v1.prompt([1, 10], 4, [11, 12]), v1.prompt([1, 13, 14, 15])]
+
+    def collate(samples: list[dict[str, str]]) -> dict[str, torch.Tensor]:
+        has_picture = "<image>" in samples[0]["text"]
+        ids = torch.tensor([rows[0] if has_picture else rows[1]])
+        pictures = v1.make_images([v1.WIDE], [4]) if has_picture else {}
+        return {"input_ids": ids, "labels": ids.masked_fill(ids == v1.IMAGE, -100), **pictures}
+
+    trainer = evaluation_trainer(v1.build(), collate, tmp_path)
+    assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
+    assert trainer.predict([{"text": text} for text in MIXED]).predictions.shape[-1] == 60

@@ -84,6 +84,8 @@ class XGenMMConfig(PreTrainedConfig):
     """
 
     model_type = "xgenmm"
+    # What a class derived from this one, with a model type of its own, still is.
+    architecture = "xgenmm"
     sub_configs = {
         "vision_config": AutoConfig,
         "resampler_config": XGenMMResamplerConfig,

@@ -26,6 +26,7 @@ from .configuration_xgen_mm import RELEASED_GRIDS, XGenMMConfig
 from .next_token_loss import next_token_loss
 from .output_layer import IGNORED_LABEL, XGenMMOutputLayer
 from .picture_generation import PictureGenerationMixin
+from .placeholder_labels import AcceptsLossArguments, mask_placeholders
 from .pretrained_xgen_mm import XGenMMPreTrainedModel
 from .resampler import XGenMMPerceiverResampler
 from .tile_encoding import (
@@ -330,6 +331,7 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMix
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
+    accepts_loss_kwargs = AcceptsLossArguments()
 
     def __init__(self, config: XGenMMConfig) -> None:
         """Build the model and its output layer (`lm_head_bias` says whether that has a bias)."""
@@ -399,10 +401,9 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMix
         table: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
         head = self.lm_head
         if type(head) is nn.Linear:
-            # The host makes a plain layer of the new size.
-            self.lm_head = XGenMMOutputLayer(head.in_features, head.out_features, bias=False, device="meta")
-            self.lm_head.weight, self.lm_head.bias = head.weight, head.bias
-            self.lm_head.train(head.training)
+            # The host makes a plain layer of the new size. It stays the layer that the host knows: which weights are
+            # initialised, and whatever else hangs on it.
+            head.__class__ = XGenMMOutputLayer
         return table
 
     @can_return_tuple
@@ -441,7 +442,7 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMix
             attention_mask: Shape (batch, sequence), 1 on real tokens.
             position_ids: Shape (batch, sequence).
             inputs_embeds: Embeddings instead of `input_ids`, shape (batch, sequence, hidden_size).
-            labels: Target ids, shape (batch, sequence), -100 where there is no loss.
+            labels: Target ids, shape (batch, sequence), -100 where there is no loss; placeholders are never targets.
             use_cache: Whether to return a cache.
             logits_to_keep: How many last positions get logits (0 means all), or their indices.
             skip_logits: Whether to compute the loss from positions with a label alone and to return no logits, so that
@@ -449,7 +450,7 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMix
                 training mode if there are labels and `logits_to_keep` is 0. `False` always returns logits.
             mm_encoder_outputs: `{"image": output of get_image_features}` instead of `pixel_values`.
             **kwargs: Passed on to the language model, the cache among them as in `XGenMMModel.forward`, and to the
-                loss function (`num_items_in_batch`, `shift_labels`).
+                loss function (`shift_labels`; `num_items_in_batch`, counted without placeholders).
 
         Raises:
             ValueError: If the inputs contradict one another, or logits are to be left out without `labels`.
@@ -467,6 +468,8 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMix
             return_dict=True,
             **kwargs,
         )
+        if labels is not None:
+            labels, kwargs = self._mask_placeholders(labels, kwargs)
         if self._skips_logits(skip_logits, labels=labels, logits_to_keep=logits_to_keep):
             logits, loss = None, self._loss_alone(outputs.last_hidden_state, labels, **kwargs)
         else:
@@ -479,6 +482,19 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMix
         # What is left is named alike in both outputs, the cache as the installed host names it.
         kept_outputs = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return XGenMMCausalLMOutputWithPast(loss=loss, logits=logits, **kept_outputs)
+
+    def _mask_placeholders(
+        self, labels: torch.Tensor, loss_arguments: dict[str, Any]
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Labels and what else the loss is given, with placeholders as targets nowhere."""
+        settings = {
+            "image_token_id": self.config.image_token_id,
+            "ignore_index": loss_arguments.get("ignore_index", IGNORED_LABEL),
+        }
+        shifted = loss_arguments.get("shift_labels")
+        if shifted is not None:
+            loss_arguments = loss_arguments | {"shift_labels": mask_placeholders(shifted, **settings)}
+        return mask_placeholders(labels, **settings), loss_arguments
 
     def _skips_logits(
         self, skip_logits: bool | None, *, labels: torch.Tensor | None, logits_to_keep: int | torch.Tensor

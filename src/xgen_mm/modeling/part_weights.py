@@ -61,6 +61,9 @@ def assemble_model(
     model.model.resampler = resampler.to(device=table.device, dtype=dtype)
     for part in (config, config.vision_config, config.resampler_config, config.text_config):
         part.dtype = dtype
+    for module in model.modules():
+        # A later `post_init` or `init_weights`, such as a subclass's, must not draw these weights anew.
+        module._is_hf_initialized = True
     return model.eval()
 
 

@@ -48,7 +48,10 @@ class XGenMMPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: XGenMMConfig, *args: Any, **kwargs: Any) -> None:
         """Refuse the configuration of another architecture; arguments as in the host's method."""
-        if config.model_type != self.config_class.model_type:
+        architecture = self.config_class.architecture
+        # Read from a file, a configuration may carry the type of the file.
+        known_types = (self.config_class.model_type, type(config).model_type, architecture)
+        if getattr(config, "architecture", None) != architecture or config.model_type not in known_types:
             raise ValueError(
                 f"`{type(self).__name__}` takes a configuration of type {self.config_class.model_type!r}, not "
                 f"{config.model_type!r}. `AutoModelForImageTextToText` finds the class that belongs to a checkpoint."
@@ -107,9 +110,13 @@ class XGenMMPreTrainedModel(PreTrainedModel):
             return
         # It belongs to the files: with them it is written, without them it would point nowhere.
         vars(self.config).pop("auto_map", None)
-        if with_code and is_main_process and not os.path.isfile(save_directory):
+        # Adapters are saved without a configuration, and without the model that the code is for.
+        is_adapter = getattr(self, "_hf_peft_config_loaded", False)
+        if with_code and is_main_process and not is_adapter and not os.path.isfile(save_directory):
             os.makedirs(save_directory, exist_ok=True)
-            self.config.auto_map = self.code_writer(Path(save_directory), self)
+            auto_map = self.code_writer(Path(save_directory), self)
+            if auto_map:
+                self.config.auto_map = auto_map
         try:
             super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         finally:

@@ -27,7 +27,7 @@ class XGenMMV1Config(XGenMMConfig):
             depends a little on what else is in the batch; `True` makes answers independent of the batch.
     """
 
-    model_type = "xgenmm_v1"
+    model_type = architecture = "xgenmm_v1"
 
     max_prompt_tokens: int = 256
     prompt_pad_token_id: int = 32011
