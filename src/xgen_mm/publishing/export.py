@@ -10,8 +10,8 @@ from typing import Any
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..adapters import merge_adapter
-from ..conversion.assemble import new_directory
 from ..errors import XGenMMError
+from ..output_directory import new_directory
 from .model_card import card_for_directory, write_card
 
 ADAPTER_CONFIG = "adapter_config.json"
