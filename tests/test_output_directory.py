@@ -96,7 +96,7 @@ def test_file_systems_without_locks_go_by_the_named_process(tmp_path: Path, monk
 
 
 def test_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    (tmp_path / "out.partial-99999999").mkdir()
+    (tmp_path / "out.unfinished").mkdir()
     with pytest.raises(NotADirectoryError), new_directory(tmp_path / "out") as partial:
         (partial / "file" / "below").write_text(str((partial / "file").write_text("half")))
     assert list(tmp_path.iterdir()) == [], "nor does anything remain of a killed process"
@@ -145,6 +145,12 @@ def test_full_disk_names_the_file_where_it_is_known(tmp_path: Path) -> None:
         raise error
 
 
+def test_full_disk_is_seen_behind_the_errors_of_libraries() -> None:
+    outer = RuntimeError("saving failed")
+    outer.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert is_full_disk(outer)
+
+
 def test_other_errors_are_no_full_disk() -> None:
     assert not is_full_disk(RuntimeError("shape mismatch at position 3 vs 4"))
     assert not is_full_disk(OSError(errno.EACCES, "Permission denied"))
@@ -160,3 +166,33 @@ def test_command_leaves_a_directory_alone_that_is_being_written(
         assert main([*command, str(tmp_path / "out")]) == 2
     assert f"out` is being written by another run: process {os.getpid()}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("command", "writer", "error"),
+    [
+        (["export"], "safetensors.torch.serialize_file", Exception("I/O error: No space left (os error 28)")),
+        (["card", "xgen-mm-tiny", "-o"], "pathlib.Path.write_text", FULL_DISK),
+        (["evaluate", "digits_one", "--limit", "1", "--output"], "pathlib.Path.write_bytes", FULL_DISK),
+        (["demo", "--output"], "PIL.Image.Image.save", FULL_DISK),
+    ],
+    ids=lambda part: part[0] if isinstance(part, list) else "",
+)
+def test_command_on_a_full_disk_ends_with_one_line_that_names_its_output(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    writer: str,
+    error: Exception,
+) -> None:
+    def fill_disk(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(writer, fill_disk)
+    assert main([*command, str(tmp_path / "out")]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"xgen-mm: error: `\S+out` cannot be written: .*No space left.* free some space .*", last)

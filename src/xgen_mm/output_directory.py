@@ -172,11 +172,17 @@ def new_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """
     with locked_directory(directory):
         target = check_new_directory(directory)
-        with _sibling(target) as partial:
+        partial = unfinished_path(target)
+        # Of a process that was killed: nobody else writes here now.
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
             yield partial
             if target.exists():
                 target.rmdir()
             partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -189,9 +195,12 @@ def replaced_directory(directory: Path) -> Iterator[Path]:
         directory: Where it shall be.
 
     Yields:
-        Where to write: a sibling with a name of its own.
+        Where to write: `unfinished_path(directory)`, an empty directory.
     """
-    with _sibling(directory) as partial:
+    partial = unfinished_path(directory)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
         yield partial
         old = directory.with_name(f"{directory.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -199,6 +208,13 @@ def replaced_directory(directory: Path) -> Iterator[Path]:
             directory.rename(old)
         partial.rename(directory)
         shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def unfinished_path(directory: Path) -> Path:
+    """Where a directory is written until it is whole."""
+    return directory.with_name(f"{directory.name}.unfinished")
 
 
 def check_new_directory(directory: str | os.PathLike[str]) -> Path:
@@ -242,20 +258,6 @@ def disk_full_error(error: BaseException, place: str | os.PathLike[str] | None) 
         f"{what} cannot be written: {reason}. The disk or the quota is full{room}: free some space or name another "
         "directory, then give the same command again."
     )
-
-
-@contextlib.contextmanager
-def _sibling(target: Path) -> Iterator[Path]:
-    """A new directory beside the target, gone afterwards unless it was renamed; those of dead processes go too."""
-    for path in target.parent.iterdir() if target.parent.is_dir() else ():
-        if re.fullmatch(rf"{re.escape(target.name)}\.partial-\d+", path.name):
-            shutil.rmtree(path, ignore_errors=True)
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _give_back(file: int, path: Path) -> None:
