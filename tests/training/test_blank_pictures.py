@@ -18,7 +18,7 @@ PACKED = ("batches.grouping=packed", "batches.row_length={row}", "text.max_token
     ("changes", "num_rows"),
     [
         pytest.param([], 3, id="padded"),
-        pytest.param([change.format(row=600) for change in PACKED], 1, id="room-in-the-row"),
+        pytest.param([change.format(row=600) for change in PACKED], 2, id="room-in-the-row"),
         pytest.param([change.format(row=24) for change in PACKED], 3, id="no-room"),
     ],
 )
@@ -33,7 +33,7 @@ def test_batch_of_text_alone_gets_a_picture_of_which_nothing_is_learned(
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello there"}]
     path = tmp_path / "text.json"
     path.write_text(json.dumps([{"id": str(number), "conversations": turns} for number in range(2)]))
-    recipe = make_recipe(f"data.0.path={path}", "batches.global_batch_size=2", *changes)
+    recipe = make_recipe(f"data.0.path={path}", "batches.global_batch_size=2", "batches.window=2", *changes)
     plain, guarded = (
         next(iter(make_loader(recipe, tiny_processor, always_pictures=always))) for always in (False, True)
     )
