@@ -158,5 +158,5 @@ def test_info_damaged_configuration_prints_one_line(tmp_path: Path, capsys: pyte
     (tmp_path / "config.json").write_text("{")
     assert main(["info", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert f"cannot read the configuration of `{tmp_path}`" in error
+    assert f"`{tmp_path / 'config.json'}` cannot be read as JSON" in error
     assert error.count("\n") == 1

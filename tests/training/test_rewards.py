@@ -35,8 +35,6 @@ def test_exact_match_overlooks_form_only(answer: str, solution: str, expected: f
     [
         pytest.param("407", "407", 1.0, id="right"),
         pytest.param("The answer is 300, not 100", "200", 0.5, id="last-number"),
-        pytest.param("400", "200", 0.5, id="twice"),
-        pytest.param("50", "200", 0.25, id="quarter"),
         pytest.param("1,200", "1200", 1.0, id="thousands"),
         pytest.param("-5", "5", 0.0, id="other-sign"),
         pytest.param("3-5", "5", 1.0, id="range-is-no-sign"),

@@ -119,7 +119,7 @@ def _run_check(args: argparse.Namespace) -> int:
         fetcher=None if args.fetch is None else Fetcher(args.fetch),
     )
     config = load_config(checkpoint)
-    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
     # The bar shows itself at a terminal only.
     with tqdm(total=args.limit, unit=" rows", desc="Checking", disable=None, leave=False) as bar:
         check = check_data(

@@ -117,7 +117,7 @@ def count_parameters(config: Any) -> tuple[dict[str, int], bool]:
         first appears; and whether the output layer shares the embedding table.
     """
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
+        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     modules = {name: getattr(model.model, name) for name in ("vision_tower", "resampler", "language_model")}
     modules["lm_head"] = model.lm_head
     counted: set[int] = set()
@@ -195,7 +195,9 @@ def _describe_unbuilt(vision: Any) -> str:
     whole = copy.deepcopy(vision)
     whole.vision_use_head = True
     with torch.device("meta"):
-        with_head, without_head = (AutoModel.from_config(config).num_parameters() for config in (whole, vision))
+        with_head, without_head = (
+            AutoModel.from_config(config, trust_remote_code=False).num_parameters() for config in (whole, vision)
+        )
     return f", without its pooling head ({with_head - without_head:,} parameters, never called)"
 
 
@@ -219,7 +221,7 @@ def _count_image_tokens(processor: Any, config: Any, image_sizes: Sequence[tuple
 def _load_image_processor(name: str, config: Any) -> Any:
     """The checkpoint's own image processor, which may not tile; without one, the tiling of the configuration."""
     try:
-        return AutoImageProcessor.from_pretrained(name)
+        return AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError):
         return _default_image_processor(config)
 

@@ -13,6 +13,8 @@ from transformers.utils import logging as transformers_logging
 
 import xgen_mm
 from xgen_mm.auto import FAMILIES
+from xgen_mm.checkpoint_config import check_model_type
+from xgen_mm.errors import XGenMMError
 from xgen_mm.processing.image_loading import fetch_image
 
 from .console import UserError, log, one_line
@@ -20,6 +22,10 @@ from .console import UserError, log, one_line
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MODEL_TYPES = tuple(family.model_type for family in FAMILIES)
 FETCHED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+_FOREIGN_CODE = (
+    "its files ask for code that it brings along, which is never run; remove `auto_map` from its JSON files, or take "
+    "the processor from another checkpoint."
+)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -104,7 +110,10 @@ def load_config(name: str) -> Any:
         UserError: If it cannot be read or belongs to another kind of model.
     """
     try:
-        config = AutoConfig.from_pretrained(name)
+        check_model_type(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except XGenMMError as error:
+        raise UserError(one_line(error)) from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the configuration of `{name}`: {one_line(error)}") from error
     if config.model_type not in MODEL_TYPES:
@@ -132,10 +141,11 @@ def load_model(name: str, *, device: str, dtype: str) -> LoadedModel:
     else:
         log(f"Loading {name} ...")
     try:
-        processor = AutoProcessor.from_pretrained(name)
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load `{name}`: {one_line(error)}") from error
+        reason = _FOREIGN_CODE if "trust_remote_code" in str(error) else one_line(error)
+        raise UserError(f"cannot load `{name}`: {reason}") from error
     return LoadedModel(model=model.to(target).eval(), processor=processor, name=name)
 
 

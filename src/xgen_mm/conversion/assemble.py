@@ -276,7 +276,7 @@ def _ensure_padding(tokenizer: Any, notes: list[str]) -> None:
 
 def _has_head_bias(text_config: PreTrainedConfig) -> bool:
     with torch.device("meta"):
-        head = AutoModelForCausalLM.from_config(text_config).get_output_embeddings()
+        head = AutoModelForCausalLM.from_config(text_config, trust_remote_code=False).get_output_embeddings()
     return getattr(head, "bias", None) is not None
 
 

@@ -152,7 +152,7 @@ def build_inventory(config: XGenMMConfig, rules: KeyRules) -> Inventory:
         ConversionError: If a weight of the model has no rule.
     """
     with torch.device("meta"):
-        ours = _shapes(AutoModelForImageTextToText.from_config(config))
+        ours = _shapes(AutoModelForImageTextToText.from_config(config, trust_remote_code=False))
     copies = {
         name: rules.row_copies(name, num_rows=shape[0], first_added_row=config.image_token_id)
         for name, shape in ours.items()
@@ -170,7 +170,7 @@ def _dropped(config: XGenMMConfig, rules: KeyRules) -> dict[str, Shape | None]:
     if tower_config.model_type in TOWERS_WITH_POOLING_HEAD:
         tower_config.vision_use_head = True
         with torch.device("meta"):
-            tower = _shapes(AutoModel.from_config(tower_config))
+            tower = _shapes(AutoModel.from_config(tower_config, trust_remote_code=False))
         for name, shape in tower.items():
             released = rules.dropped_name(TOWER + name)
             if released is not None:

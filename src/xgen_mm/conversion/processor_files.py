@@ -40,7 +40,7 @@ def write_processor(source: Path | None, destination: Path, *, config: XGenMMCon
         logger.warning("No %s found: the destination gets weights only. Pass `--tokenizer DIR`.", TOKENIZER_NAME)
         return False
     # `tokenizer.json` is read as it is; the class that Phi-3 directories name would normalise texts differently.
-    text_tokenizer = PreTrainedTokenizerFast.from_pretrained(home, local_files_only=True)
+    text_tokenizer = PreTrainedTokenizerFast.from_pretrained(home, local_files_only=True, trust_remote_code=False)
     complete_tokenizer(text_tokenizer)
     _check_ids(text_tokenizer, config)
 

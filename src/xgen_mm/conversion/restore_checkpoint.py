@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
+from ..checkpoint_config import check_model_type
 from ..errors import ConversionError
 from ..output_directory import locked_directory
 from ..v1.configuration_xgen_mm_v1 import XGenMMV1Config
@@ -53,7 +54,8 @@ def restore_checkpoint(
     for directory in {source, original or source}:
         _refuse_damaged(directory)
     ours = list_directory(source)
-    config = AutoConfig.from_pretrained(source, local_files_only=True)
+    check_model_type(source)
+    config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     inventory = build_inventory(config, V1 if isinstance(config, XGenMMV1Config) else V1_5)
     _check_ours(inventory, ours)
     files = [_output_file(file, record, inventory, ours=ours, extras=extras) for file in record.files]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
+from ..checkpoint_config import CONFIG_NAME, check_model_type
 from ..errors import ConversionError
 from ..modeling.configuration_xgen_mm import XGenMMConfig
 from .key_rules import OUR_MARK, V1_5, V1_5_MARK, V1_MARK, KeyRules
@@ -18,7 +19,6 @@ from .v1_rules import V1
 logger = logging.getLogger(__name__)
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
-CONFIG_NAME = "config.json"
 TOWER = "vision_encoder."
 # What the names of a vision tower begin with, by where it comes from; the first that occurs is taken.
 TOWER_PREFIXES = (V1_5.prefix + TOWER, "model.vision_tower.", "vision_model.", "visual.", TOWER, "")
@@ -140,8 +140,9 @@ def read_config(source: SourceCheckpoint, config: Path | None) -> XGenMMConfig:
     path = path / CONFIG_NAME if path.is_dir() else path
     if not path.is_file():
         raise ConversionError(f"{path} does not exist; name the model's configuration with `--config`.")
+    check_model_type(path)
     try:
-        found = AutoConfig.from_pretrained(path, local_files_only=True)
+        found = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError) as error:
         raise ConversionError(f"{path} cannot be read as a configuration: {error}") from error
     if not isinstance(found, type(preset)) or found.model_type != preset.model_type:

@@ -88,9 +88,9 @@ class XGenMMModel(XGenMMPreTrainedModel):
     def __init__(self, config: XGenMMConfig) -> None:
         """Build the three parts from their sub-configurations."""
         super().__init__(config)
-        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.vision_tower = AutoModel.from_config(config.vision_config, trust_remote_code=False)
         self.resampler = XGenMMPerceiverResampler._from_config(config.resampler_config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

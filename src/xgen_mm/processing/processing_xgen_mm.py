@@ -169,6 +169,22 @@ class XGenMMProcessor(ProcessorMixin):
                 vars(part).pop("auto_map", None)
 
     @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        trust_remote_code: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a processor; arguments as in the host's method.
+
+        Nobody is asked whether code of the checkpoint may run: without `trust_remote_code=True` it does not.
+        """
+        return super().from_pretrained(
+            pretrained_model_name_or_path, trust_remote_code=bool(trust_remote_code), **kwargs
+        )
+
+    @classmethod
     def get_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:

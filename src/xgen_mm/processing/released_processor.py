@@ -83,7 +83,7 @@ def read_processor_settings(source: str, **kwargs: Any) -> dict[str, Any]:
     """
     hub_arguments = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
     try:
-        config = AutoConfig.from_pretrained(source, **hub_arguments)
+        config = AutoConfig.from_pretrained(source, **hub_arguments, trust_remote_code=False)
     except (OSError, ValueError):
         return {}
     if not hasattr(config, "resampler_config"):

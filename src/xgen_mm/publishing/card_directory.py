@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..auto import FAMILIES
+from ..checkpoint_config import check_model_type
 from ..sections import read_yaml
 from ..weight_files import INDEX_NAME, SINGLE_NAME, read_raw_header, weight_files
 from .card_facts import CardError, Scalar
@@ -91,8 +92,9 @@ def _from_config(directory: Path) -> dict[str, Any]:
         return {}
     from transformers import AutoConfig
 
+    check_model_type(directory)
     try:
-        config = AutoConfig.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CardError(f"`{directory / CONFIG}` cannot be read: {' '.join(str(error).split())}") from error
     if config.model_type not in [family.model_type for family in FAMILIES]:

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..adapters import merge_adapter
+from ..checkpoint_config import check_model_type
 from ..errors import XGenMMError
 from ..output_directory import new_directory
 from .model_card import card_for_directory, write_card
@@ -77,8 +78,9 @@ def export_checkpoint(
     """
     with new_directory(destination) as partial:
         base = _adapter_base(source)
+        check_model_type(base or source)
         loaded_processor = _load_processor(processor or source, base)
-        model = AutoModelForImageTextToText.from_pretrained(base or source, dtype=dtype)
+        model = AutoModelForImageTextToText.from_pretrained(base or source, dtype=dtype, trust_remote_code=False)
         if base is not None:
             model = merge_adapter(model, source)
         model.save_pretrained(partial, max_shard_size=max_shard_size)
@@ -123,8 +125,8 @@ def _adapter_base(source: str | os.PathLike[str]) -> str | None:
 
 def _load_processor(source: str | os.PathLike[str], base: str | None) -> Any:
     try:
-        return AutoProcessor.from_pretrained(source)
+        return AutoProcessor.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError):
         if base is None:
             raise
-        return AutoProcessor.from_pretrained(base)
+        return AutoProcessor.from_pretrained(base, trust_remote_code=False)

@@ -28,8 +28,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"`--n` is {options.n}; ask at least 1 question per task.")
 
     checkpoint = options.checkpoint or str(tiny_checkpoint())
-    model = XGenMMForConditionalGeneration.from_pretrained(checkpoint, dtype=options.dtype)
-    processor = XGenMMProcessor.from_pretrained(checkpoint)
+    model = XGenMMForConditionalGeneration.from_pretrained(checkpoint, dtype=options.dtype, trust_remote_code=False)
+    processor = XGenMMProcessor.from_pretrained(checkpoint, trust_remote_code=False)
     bank = GlyphBank(*read_mnist(fetch_mnist(options.mnist), "test"))
     scores = evaluate(
         model, processor, bank, num_questions=options.n, seed=options.seed, batch_size=options.batch_size

@@ -261,7 +261,10 @@ def _save_final(recipe: Recipe, trainer: Trainer, directory: Path) -> tuple[Path
         # Read anew: quantised or spread weights cannot be merged where they are.
         section = recipe.model
         base = AutoModelForImageTextToText.from_pretrained(
-            checkpoint_of(section), revision=section.revision, dtype=getattr(torch, section.dtype)
+            checkpoint_of(section),
+            revision=section.revision,
+            dtype=getattr(torch, section.dtype),
+            trust_remote_code=False,
         )
         base.config.image_grid_pinpoints = trainer.model.config.image_grid_pinpoints
         with replaced_directory(final) as partial:

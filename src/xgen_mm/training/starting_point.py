@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from .. import tiny_checkpoint
+from ..checkpoint_config import check_model_type
 from .recipe import Recipe
 from .recipe_sections import ModelSection, PictureSection, RecipeError
 
@@ -41,7 +42,10 @@ def load_processor(recipe: Recipe) -> Any:
     """
     if recipe.batches.grouping == "packed":
         _refuse_rows_read_as_one(recipe.model)
-    processor = AutoProcessor.from_pretrained(checkpoint_of(recipe.model), revision=recipe.model.revision)
+    check_model_type(checkpoint_of(recipe.model), revision=recipe.model.revision)
+    processor = AutoProcessor.from_pretrained(
+        checkpoint_of(recipe.model), revision=recipe.model.revision, trust_remote_code=False
+    )
     set_pictures(recipe.pictures, processor=processor)
     return processor
 
@@ -66,6 +70,7 @@ def load_model(recipe: Recipe) -> Any:
         dtype=getattr(torch, section.dtype),
         attn_implementation=section.attention,
         **options,
+        trust_remote_code=False,
     )
     set_pictures(recipe.pictures, config=model.config)
     return model
@@ -106,7 +111,7 @@ def canvases(max_tiles: int, *, tile_size: int) -> list[list[int]]:
 
 def _refuse_rows_read_as_one(section: ModelSection) -> None:
     """Refuse to pack rows for the first release, whose resampler reads the row that a picture stands in."""
-    config = AutoConfig.from_pretrained(checkpoint_of(section), revision=section.revision)
+    config = AutoConfig.from_pretrained(checkpoint_of(section), revision=section.revision, trust_remote_code=False)
     if config.model_type == PROMPT_READING_MODEL:
         raise RecipeError(
             f"`batches: grouping: packed` is not possible with `{section.checkpoint}` (`{config.model_type}`): its "

@@ -46,9 +46,9 @@ class XGenMMV1Model(XGenMMModel):
         """Build the three parts from their sub-configurations."""
         # Past `XGenMMModel`, which builds another resampler.
         XGenMMPreTrainedModel.__init__(self, config)
-        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.vision_tower = AutoModel.from_config(config.vision_config, trust_remote_code=False)
         self.resampler = XGenMMV1PerceiverResampler._from_config(config.resampler_config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
         self.post_init()
 
     @can_return_tuple

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from ...checkpoint_config import check_model_type
 from .adapter import ModelAdapter
 
 
@@ -25,8 +26,11 @@ def load_adapter(
         revision: Commit, branch or tag on the Hub.
         **settings: Arguments of `ModelAdapter`.
     """
-    processor = AutoProcessor.from_pretrained(checkpoint, revision=revision)
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype, revision=revision)
+    check_model_type(checkpoint, revision=revision)
+    processor = AutoProcessor.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
+    model = AutoModelForImageTextToText.from_pretrained(
+        checkpoint, dtype=dtype, revision=revision, trust_remote_code=False
+    )
     return ModelAdapter(model.to(_choose(device)), processor, **settings)
 
 

@@ -108,7 +108,10 @@ def kept_by_language_model(
 
     def build(num_layers: int) -> tuple[nn.Module, Forward]:
         model = AutoModel.from_config(
-            _with_layers(config, num_layers), dtype=arithmetic.dtype, attn_implementation=_attention(arithmetic)
+            _with_layers(config, num_layers),
+            dtype=arithmetic.dtype,
+            attn_implementation=_attention(arithmetic),
+            trust_remote_code=False,
         )
         model.requires_grad_(is_trained)
         if adapters is not None:
@@ -172,7 +175,10 @@ def kept_by_tower(config: Any, *, tiles: int, arithmetic: Arithmetic) -> Kept:
 
     def build(num_layers: int) -> tuple[nn.Module, Forward]:
         model = AutoModel.from_config(
-            _with_layers(config, num_layers), dtype=arithmetic.dtype, attn_implementation=_attention(arithmetic)
+            _with_layers(config, num_layers),
+            dtype=arithmetic.dtype,
+            attn_implementation=_attention(arithmetic),
+            trust_remote_code=False,
         )
         pixels = torch.empty((tiles, 3, config.image_size, config.image_size), dtype=arithmetic.dtype)
         return model.train(), lambda: model(pixels)

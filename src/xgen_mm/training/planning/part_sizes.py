@@ -16,7 +16,7 @@ from .run_memory import QUANTISED_BYTES, PartSize
 def build_on_meta(config: Any) -> Any:
     """A model without memory."""
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
 
 
 def part_sizes(recipe: Recipe, model: Any) -> tuple[list[PartSize], str | None]:

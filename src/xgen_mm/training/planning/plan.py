@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from ...checkpoint_config import check_model_type
 from ...errors import XGenMMError
 from ..recipe import Recipe
 from ..starting_point import checkpoint_of, load_processor, set_pictures
@@ -96,7 +97,10 @@ def make_plan(
     """
     world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
     accumulation = recipe.batches.accumulation(world_size)
-    config = AutoConfig.from_pretrained(checkpoint_of(recipe.model), revision=recipe.model.revision)
+    check_model_type(checkpoint_of(recipe.model), revision=recipe.model.revision)
+    config = AutoConfig.from_pretrained(
+        checkpoint_of(recipe.model), revision=recipe.model.revision, trust_remote_code=False
+    )
     set_pictures(recipe.pictures, config=config)
     model = build_on_meta(config)
     parts, pattern = part_sizes(recipe, model)
