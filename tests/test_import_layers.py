@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 # From the lowest to the highest; members of one layer do not know each other.
 LAYERS = (
     ("anyres", "compatibility", "errors"),
-    ("adapters", "checkpoint_config", "images", "sections", "weight_files"),
+    ("adapters", "checkpoint_config", "images", "output_directory", "sections", "weight_files"),
     ("modeling", "processing"),
     ("v1",),
     ("conversion", "data", "generation", "self_contained"),

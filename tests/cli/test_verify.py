@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from tests.modeling.golden_cases import GOLDEN
+from xgen_mm import tiny_checkpoint
 from xgen_mm.cli.main import main
 from xgen_mm.conversion.convert_checkpoint import convert_checkpoint
 from xgen_mm.conversion.verify_checkpoint import STAGES
@@ -36,6 +38,13 @@ def test_verify_equal_checkpoints_exits_with_0(converted: Path, capsys: pytest.C
     assert main(["verify", str(RELEASED), str(converted)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(any(line.startswith(stage) and line.endswith("ok") for line in lines) for stage in STAGES)
+
+
+def test_verify_reads_a_model_whose_placeholder_is_among_the_first_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = tiny_checkpoint()
+    assert AutoConfig.from_pretrained(tiny).image_token_id == 9
+    assert main(["verify", str(tiny), str(tiny)]) == 0
+    assert capsys.readouterr().out.count(" ok") == len(STAGES) + 1
 
 
 def test_verify_different_checkpoints_exits_with_1(changed: Path, capsys: pytest.CaptureFixture[str]) -> None:

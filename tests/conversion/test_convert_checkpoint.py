@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import shutil
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from xgen_mm.conversion import staging, streaming
 from xgen_mm.conversion.convert_checkpoint import ConversionOptions, convert_checkpoint, parse_dtype
 from xgen_mm.errors import ConversionError
+from xgen_mm.output_directory import DirectoryInUseError, DirectoryLock, DiskFullError
 
 from .released_files import CHECKPOINT, IMAGE_ID, weight_names
 
@@ -232,6 +234,27 @@ def test_interrupted_conversion_leaves_nothing_that_loads(
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
     with pytest.raises((OSError, ValueError), match="config"):
         AutoModelForImageTextToText.from_pretrained(tmp_path / "out.partial")
+
+
+def test_destination_that_another_conversion_writes_is_left_alone(instruct_files: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "model-00001-of-00002.safetensors").write_text("half of a shard")
+    with DirectoryLock(tmp_path / "out"), pytest.raises(DirectoryInUseError, match="written by another run: process"):
+        convert_checkpoint(instruct_files, tmp_path / "out")
+    assert (tmp_path / "out.partial" / "model-00001-of-00002.safetensors").read_text() == "half of a shard"
+
+
+def test_full_disk_names_the_destination_and_the_remedy(
+    instruct_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_disk(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("xgen_mm.conversion.convert_checkpoint.write_safetensors", fill_disk)
+    with pytest.raises(DiskFullError, match=r"out` cannot be written: .*free some space.*same command again"):
+        convert_checkpoint(instruct_files, tmp_path / "out")
+    monkeypatch.undo()
+    convert_checkpoint(instruct_files, tmp_path / "out")
 
 
 def test_interrupted_conversion_continues_where_it_was(

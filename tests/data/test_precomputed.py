@@ -12,6 +12,7 @@ from xgen_mm.data.encoding import RecordEncoder, Sample
 from xgen_mm.data.packing import PackingCollator
 from xgen_mm.data.precomputed import FeatureReader, FeatureStoreError, FeatureWriter
 from xgen_mm.data.records import Picture, Record, pictures_of
+from xgen_mm.output_directory import DirectoryInUseError
 
 if TYPE_CHECKING:
     from xgen_mm import XGenMMForConditionalGeneration, XGenMMProcessor
@@ -79,6 +80,16 @@ def test_writer_goes_on_where_it_was_and_computes_nothing_twice(
     assert again.add([Picture(jpeg(30, 30, seed=9))]) == 1
     again.flush()
     assert (tmp_path / "features-00002.safetensors").is_file()
+
+
+def test_second_writer_is_refused_while_the_first_one_is_there(
+    tiny_model: "XGenMMForConditionalGeneration", tiny_processor: "XGenMMProcessor", tmp_path: Path
+) -> None:
+    writer = write(tmp_path, tiny_model, tiny_processor)
+    with pytest.raises(DirectoryInUseError, match="is being written by another run: process"):
+        FeatureWriter(tmp_path, model=tiny_model, processor=tiny_processor)
+    del writer
+    FeatureWriter(tmp_path, model=tiny_model, processor=tiny_processor)
 
 
 def test_picture_without_features_is_named(

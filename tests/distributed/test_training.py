@@ -37,6 +37,25 @@ run.train(load_recipe(sys.argv[1]))
 """
 
 
+# A scheduler may reach one process before the other: here the second one only, in the third step.
+TRAIN_AND_SIGNAL = """
+import os, signal, sys
+from transformers import TrainerCallback
+from xgen_mm.cli.main import main
+from xgen_mm.training import run
+
+class Send(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 2 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+make_callbacks = run.make_callbacks
+run.make_callbacks = lambda *arguments: [*make_callbacks(*arguments), Send()]
+status = main(["train", sys.argv[1]])
+sys.stderr.write(f"rank {os.environ['RANK']} ends with {status}.")
+"""
+
+
 def losses_of(directory: Path) -> list[float]:
     history = json.loads((directory / "final" / "trainer_state.json").read_text())["log_history"]
     return [entry["loss"] for entry in history if "loss" in entry]
@@ -120,3 +139,33 @@ def test_two_processes_killed_and_resumed_give_the_losses_of_a_whole_run(
     expected = losses_of(tmp_path / "whole")
     assert len(expected) == 6
     assert losses_of(tmp_path / "killed") == expected
+
+
+SIGNALLED = (
+    "optim.learning_rate=0.01",
+    "optim.optimizer=adamw_torch",
+    "optim.schedule=cosine",
+    "optim.max_steps=5",
+    "batches.num_workers=1",
+)
+
+
+def test_two_processes_end_behind_the_same_step_when_one_of_them_is_signalled(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    cut = run_on_two(make_recipe(*SIGNALLED), tmp_path, script_text=TRAIN_AND_SIGNAL)
+    assert [f"rank {rank} ends with 143." in cut.stderr for rank in range(2)] == [True, True], cut.stderr[-4000:]
+    assert cut.stderr.count("SIGTERM ended the run behind step 3 of 5") == 1
+    assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["checkpoint-3"]
+
+
+@pytest.mark.slow
+def test_two_processes_signalled_and_resumed_give_the_losses_of_a_whole_run(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe = make_recipe(*SIGNALLED, f"output.dir={tmp_path / 'cut'}")
+    run_on_two(recipe, tmp_path, script_text=TRAIN_AND_SIGNAL)
+    resumed = run_on_two(recipe, tmp_path, "--resume")
+    assert resumed.returncode == 0, resumed.stderr[-4000:]
+    run_on_two(make_recipe(*SIGNALLED, f"output.dir={tmp_path / 'whole'}"), tmp_path)
+    assert losses_of(tmp_path / "cut") == losses_of(tmp_path / "whole")

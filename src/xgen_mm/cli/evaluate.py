@@ -14,6 +14,8 @@ do not depend on the number of processes.
 """
 
 import argparse
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -258,9 +260,12 @@ def _run(args: argparse.Namespace, plans: "list[TaskPlan]", theirs: list[str], *
         answerer = _load(args, processes)
         output = Path(args.output) if args.output else Path("outputs/evaluation", Path(answerer.name).name)
         try:
-            results = _run_tasks(args, plans, answerer, output=output, processes=processes, theirs=theirs, judge=judge)
-            if theirs:
-                results = _run_harness(args, theirs, answerer, output=output, results=results)
+            with _locked(output, processes):
+                results = _run_tasks(
+                    args, plans, answerer, output=output, processes=processes, theirs=theirs, judge=judge
+                )
+                if theirs:
+                    results = _run_harness(args, theirs, answerer, output=output, results=results)
         except KeyboardInterrupt:
             if processes.is_main:
                 log(f"Interrupted; `--output {output} --resume` goes on with it.")
@@ -268,6 +273,24 @@ def _run(args: argparse.Namespace, plans: "list[TaskPlan]", theirs: list[str], *
     finally:
         processes.leave()
     return 0 if results is None else _report(args, results, output)
+
+
+@contextmanager
+def _locked(output: Path, processes: "Processes") -> Iterator[None]:
+    """Keep other runs out of the directory; all processes stop where the main one finds it in use."""
+    from ..output_directory import DirectoryInUseError, locked_directory
+
+    problem = None
+    with ExitStack() as stack:
+        if processes.is_main:
+            try:
+                stack.enter_context(locked_directory(output))
+            except DirectoryInUseError as error:
+                problem = error
+        problem = processes.share(problem)
+        if problem is not None:
+            raise problem
+        yield
 
 
 def _run_tasks(

@@ -7,7 +7,7 @@ is merged into its base.
 
 import argparse
 
-from .console import UserError, log, one_line, print_json, print_text
+from .console import log, print_json, print_text
 from .convert import size_in_bytes
 
 SUMMARY = "write a self-contained checkpoint"
@@ -49,17 +49,14 @@ def run(args: argparse.Namespace) -> int:
     source = resolve_checkpoint(None) if args.model is None else resolve_source(args.model)
     card = TINY_CARD if args.model is None else args.card
     log(f"Reading {source} ...")
-    try:
-        report = export_checkpoint(
-            source,
-            args.destination,
-            processor=args.processor,
-            dtype=args.dtype,
-            max_shard_size=args.max_shard_size,
-            card=card,
-        )
-    except OSError as error:
-        raise UserError(one_line(error)) from error
+    report = export_checkpoint(
+        source,
+        args.destination,
+        processor=args.processor,
+        dtype=args.dtype,
+        max_shard_size=args.max_shard_size,
+        card=card,
+    )
     if args.json:
         print_json(report.to_dict())
         return 0

@@ -78,8 +78,9 @@ def run(args: argparse.Namespace) -> int:
     """Build and write the model."""
     chat_template = _read_template(args.chat_template)
 
-    from ..conversion.assemble import build_from_plan, check_new_directory, plan_assembly
+    from ..conversion.assemble import build_from_plan, plan_assembly
     from ..modeling.assembly import AssemblySettings
+    from ..output_directory import check_new_directory
     from .loading import resolve_checkpoint
 
     check_new_directory(args.output)

@@ -14,6 +14,7 @@ from importlib import import_module
 
 from .. import __version__
 from ..errors import XGenMMError
+from ..output_directory import disk_full_error, is_full_disk
 from .console import PROGRAM, CommandParser, UserError, log, one_line, wrap_paragraphs
 
 COMMANDS = (
@@ -31,6 +32,8 @@ COMMANDS = (
     "evaluate",
     "report",
 )
+# Where the commands write, in their options' names.
+OUTPUT_OPTIONS = ("output", "destination", "picture")
 EXIT_USER_ERROR = 2
 # What a shell reports for a process that was stopped by SIGINT or SIGPIPE.
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
@@ -93,7 +96,16 @@ def _run(words: list[str]) -> int:
     if options.command is None:
         parser.print_help()
         return 0
-    status: int = options.run(options)
+    try:
+        status: int = options.run(options)
+    except (XGenMMError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        # Of whichever class: torch and safetensors have their own.
+        if is_full_disk(error):
+            places = (getattr(options, name, None) for name in OUTPUT_OPTIONS)
+            raise disk_full_error(error, next(filter(None, places), None)) from error
+        raise
     return status
 
 

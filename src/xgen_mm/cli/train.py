@@ -3,7 +3,7 @@
 A recipe is one YAML file; `recipes/` holds one for every stage, on one CPU, one GPU and many. Values can be changed
 from the command line, and contradictions are refused before anything is loaded. Started through `torchrun` or
 `accelerate launch`, the run uses all processes. Results are in the recipe's `output: dir`; the trained model is in
-`final/` there.
+`final/` there. Ctrl-C or SIGTERM ends a run behind its step with a checkpoint, from which `--resume` goes on.
 
 Example: xgen-mm train recipes/sft/debug.yaml --set optim.max_steps=20
 """
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "train a model as a recipe says"
 USAGE = "[options] RECIPE.yaml"
+# What a shell adds to the number of the signal that ended a process.
+EXIT_SIGNAL = 128
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,9 +66,15 @@ def _run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, changes=changes)
     if args.dry_run:
         return _show_plan(recipe, as_json=args.json)
+    from ..training.interruption import RunInterrupted
     from ..training.run import is_main_process, train
 
-    result = train(recipe, resume=args.resume)
+    try:
+        result = train(recipe, resume=args.resume)
+    except RunInterrupted as stop:
+        if is_main_process():
+            log(str(stop))
+        return EXIT_SIGNAL + stop.signal_number
     if not is_main_process():
         return 0
     _write_card(recipe, result)

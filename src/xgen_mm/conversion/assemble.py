@@ -6,11 +6,8 @@
 
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +29,7 @@ from ..modeling.assembly import (
 from ..modeling.configuration_xgen_mm import XGenMMConfig
 from ..modeling.modeling_xgen_mm import XGenMMForConditionalGeneration
 from ..modeling.parts import PartSource, describe_source, read_text_config, read_vision_config
+from ..output_directory import new_directory
 from ..processing.image_processing_xgen_mm import XGenMMImageProcessor
 from ..processing.processing_xgen_mm import XGenMMProcessor
 from .chat_format import choose_chat_format
@@ -243,44 +241,6 @@ def build_from_plan(plan: AssemblyPlan, *, progress: Callable[[str], None] = log
             model.generation_config.eos_token_id, tokenizer.convert_tokens_to_ids(plan.stop_token)
         )
     return Assembly(model=model, processor=plan.processor, plan=plan)
-
-
-@contextmanager
-def new_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
-    """A directory that appears under its name when the block ends without an error, and not at all otherwise.
-
-    Args:
-        directory: Where it shall be; must not exist, or be empty.
-
-    Yields:
-        Where to write: a sibling with a name of its own.
-
-    Raises:
-        FileExistsError: If there is something already.
-    """
-    target = check_new_directory(directory)
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def check_new_directory(directory: str | os.PathLike[str]) -> Path:
-    """Absolute path of a directory that can be written anew.
-
-    Raises:
-        FileExistsError: If it exists and is not an empty directory.
-    """
-    target = Path(directory).expanduser().absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"`{directory}` exists already and is not empty; remove it or choose another directory.")
-    return target
 
 
 def _load_tokenizer(source: Any) -> Any:

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from ..checkpoint_config import check_model_type
 from ..errors import ConversionError
+from ..output_directory import locked_directory
 from ..v1.configuration_xgen_mm_v1 import XGenMMV1Config
 from .convert_checkpoint import ConversionReport, progress_bar
 from .inventory import Inventory, build_inventory, output_dtype
@@ -73,8 +74,8 @@ def restore_checkpoint(
     if not dry_run:
         with progress_bar(report.num_bytes, title="Restoring", is_shown=show_progress) as bar:
             if record.is_pickle:
-                destination.parent.mkdir(parents=True, exist_ok=True)
-                write_pickle(files[0], destination, wrapper=record.wrapper, report=bar.update)
+                with locked_directory(destination):
+                    write_pickle(files[0], destination, wrapper=record.wrapper, report=bar.update)
             else:
                 folder = (original or source) / FOLDER
                 with StagingDirectory(destination, job=[str(source), files]) as staging:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import ConversionError
+from ..output_directory import locked_directory
 from ..weight_files import read_json
 from .streaming import OutputFile, file_checksum
 
@@ -36,12 +37,14 @@ class StagingDirectory:
 
     Raises:
         ConversionError: If the destination holds something already.
+        DirectoryInUseError: If another process is writing it.
+        DiskFullError: If there is no room for it.
     """
 
     def __init__(self, destination: Path, *, job: Any) -> None:
         """Prepare the directory; see the class for the arguments."""
-        check_destination(destination)
         self.destination = destination
+        self._lock = locked_directory(destination)
         self.path = destination.with_name(destination.name + SUFFIX)
         self.checksums: dict[str, str] = {}
         self.kept: list[str] = []
@@ -49,6 +52,16 @@ class StagingDirectory:
 
     def __enter__(self) -> "StagingDirectory":
         """Create the directory, or take over what an interrupted run left."""
+        self._lock.__enter__()
+        try:
+            self._prepare()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def _prepare(self) -> None:
+        check_destination(self.destination)
         progress = self.path / PROGRESS_NAME
         finished: dict[str, str] = {}
         if progress.is_file():
@@ -63,12 +76,12 @@ class StagingDirectory:
             self._remove_leftovers()
         self.path.mkdir(parents=True, exist_ok=True)
         self._save_progress()
-        return self
 
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave everything as it is; a later run continues."""
+        self._lock.__exit__(error_type, error, trace)
 
     def write(self, files: Sequence[OutputFile], write_file: WriteFile) -> None:
         """Write weight files, those that are kept excepted.

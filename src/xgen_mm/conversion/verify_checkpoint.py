@@ -174,7 +174,9 @@ def probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     pixel_values = torch.rand(1, 3, 3, config.tile_size, config.tile_size, generator=generator) * 2 - 1
     num_tiles = 1 if config.tile_grouping == "image" else 3
     image = [config.image_token_id] * (num_tiles * config.resampler_config.num_latents)
-    words = torch.randint(3, config.image_token_id - 16, (NUM_PROBE_WORDS,), generator=generator).tolist()
+    words = torch.randint(config.get_text_config().vocab_size - 1, (NUM_PROBE_WORDS,), generator=generator)
+    # Any token but the placeholder, wherever in the vocabulary that is.
+    words = (words + (words >= config.image_token_id)).tolist()
     ids = torch.tensor([words[:4] + image + words[4:]])
     return {
         "input_ids": ids,

@@ -1,6 +1,7 @@
 """A data loader that can be stopped behind any batch, and transformers' `Trainer` on it."""
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ class ResumableLoader:
             # Torch draws a seed for its workers; from the global generator that would shift the dropout of a run
             # that goes on, where loading begins once more.
             generator=torch.Generator().manual_seed(self._epoch),
+            worker_init_fn=_leave_signals_to_the_run,
         )
         for part, place, batch in loader:
             self._places[part] = place
@@ -181,6 +183,12 @@ def train_on(trainer: Any, loader: ResumableLoader, *, resume_from_checkpoint: s
         loader.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
     trainer.get_train_dataloader = lambda: loader
     trainer.add_callback(DataStateCallback(loader))
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Read on when a terminal or a scheduler signals every process of a run: the one that trains ends it in order."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(item: Any) -> Any:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..errors import ImageInputError, XGenMMError
+from ..output_directory import DirectoryLock
 from .collators import Batch
 from .encoding import picture_size
 from .records import Picture
@@ -46,6 +47,7 @@ class FeatureWriter:
 
     Raises:
         FeatureStoreError: If the directory belongs to another tower or other settings.
+        DirectoryInUseError: If another writer has the directory.
         ValueError: If the model's resampler needs more than features, as that of v1 does.
     """
 
@@ -57,6 +59,8 @@ class FeatureWriter:
         self.processor = processor
         self.pictures_per_shard = pictures_per_shard
         self.directory.mkdir(parents=True, exist_ok=True)
+        # Held until nobody has this writer any more.
+        self._lock = DirectoryLock(self.directory).acquire()
         fingerprint = fingerprint_of(model, processor)
         path = self.directory / FINGERPRINT_FILE
         if path.is_file():

@@ -11,8 +11,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..adapters import merge_adapter
 from ..checkpoint_config import check_model_type
-from ..conversion.assemble import new_directory
 from ..errors import XGenMMError
+from ..output_directory import new_directory
 from .model_card import card_for_directory, write_card
 
 ADAPTER_CONFIG = "adapter_config.json"

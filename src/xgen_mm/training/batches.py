@@ -167,6 +167,18 @@ def count_steps(recipe: Recipe, mixture: Mixture) -> int:
     return max(1, math.ceil(samples / batches.global_batch_size))
 
 
+def passes_per_step(recipe: Recipe, mixture: Mixture, *, max_steps: int) -> float:
+    """Part of a pass over the data that one optimiser step takes.
+
+    Where the size of the data or the number of samples in a packed row is not known, the whole run counts as one pass.
+    """
+    if recipe.optim.epochs is not None:
+        return recipe.optim.epochs / max_steps
+    if recipe.batches.row_length is not None or not all(entry.in_memory for entry in recipe.data):
+        return 1 / max_steps
+    return recipe.batches.global_batch_size / count_samples(mixture)
+
+
 def count_samples(mixture: Mixture) -> int:
     """Samples of one pass: so many that the data set with the largest part of its records still to go is done.
 

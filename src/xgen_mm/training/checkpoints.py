@@ -1,6 +1,5 @@
 """Checkpoints that are whole: a list of their files is written last, and only checkpoints that match it count."""
 
-import errno
 import json
 import logging
 import os
@@ -17,9 +16,6 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "checkpoint-"
 MARKER = "complete.json"
-# Words by which libraries that hide the error number say that a file could not be written.
-FULL_DISK_WORDS = ("no space left", "file too large", "disk quota exceeded", "pytorchstreamwriter failed")
-FULL_DISK_CODES = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 class CheckpointError(XGenMMError):
@@ -122,18 +118,6 @@ class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]  # the host is ta
             shutil.rmtree(old)
 
 
-def is_full_disk(error: BaseException) -> bool:
-    """Whether an error, or one that led to it, says that there is no room for a file."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in FULL_DISK_CODES:
-            return True
-        if any(words in str(seen).lower() for words in FULL_DISK_WORDS):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
-
-
 def full_disk_error(error: BaseException, directory: Path) -> CheckpointError:
     """What to tell whoever ran out of room while a checkpoint was written."""
     complete = complete_checkpoints(directory)
@@ -142,7 +126,9 @@ def full_disk_error(error: BaseException, directory: Path) -> CheckpointError:
         if complete
         else ("There is no complete checkpoint yet; free some space and start again.")
     )
-    return CheckpointError(f"A checkpoint could not be written to `{directory}`: {error}. {rest}")
+    # Libraries write several lines, the first of which says what went wrong.
+    reason = " ".join(str(error).split("\n", 1)[0].split())
+    return CheckpointError(f"The run could not be written to `{directory}`: {reason}. {rest}")
 
 
 def _flush(path: Path) -> None:

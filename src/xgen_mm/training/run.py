@@ -3,6 +3,9 @@
 import logging
 import math
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -11,22 +14,24 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoModelForImageTextToText, Trainer, set_seed
+from transformers import AutoModelForImageTextToText, Trainer, TrainerState, set_seed
 
 from ..adapters import merge_adapter
+from ..output_directory import DirectoryLock, is_full_disk, replaced_directory, unfinished_path
 from .arguments import training_arguments
-from .batches import count_steps, make_loader, make_mixture
+from .batches import count_steps, make_loader, make_mixture, passes_per_step
 from .checkpoints import (
+    PREFIX,
     WholeCheckpoints,
     complete_checkpoints,
     full_disk_error,
-    is_full_disk,
     last_checkpoint,
     step_of,
 )
-from .monitoring.callbacks import close_bar, make_callbacks, watch
-from .monitoring.run_record import RECIPE_FILE
-from .recipe import LIKELIHOOD_STAGES, Recipe, dump_recipe, load_recipe
+from .interruption import RunInterrupted, StopOnSignal
+from .monitoring.callbacks import PassCounter, close_bar, make_callbacks, watch
+from .monitoring.run_record import RECIPE_FILE, is_failed_start
+from .recipe import LIKELIHOOD_STAGES, Recipe, load_recipe
 from .recipe_sections import RecipeError
 from .stages.likelihood import build_pretrainer, build_sft_trainer
 from .stages.parts import TrainerParts
@@ -80,39 +85,69 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunResult:
         RecipeError: If the recipe cannot be run, or the directory holds another run.
         DivergedError: If the loss is no number any more.
         CheckpointError: If there is nothing to go on from, or no room for a checkpoint.
+        DirectoryInUseError: If another process is writing `output: dir`.
+        RunInterrupted: If SIGINT or SIGTERM ended it, behind a whole checkpoint. A second one ends it at once.
     """
     _check_trackers(recipe)
     state = _start_processes()
     directory = Path(recipe.output.dir)
-    resume_from = _prepare_directory(recipe, directory, resume=resume, is_main=state.is_main_process)
-    state.wait_for_everyone()
-    trainer = _build(recipe, state=state, resume_from=resume_from)
-    watch(trainer)
-    trainer.add_callback(WholeCheckpoints(recipe.output.keep))
-    if resume_from is not None and 0 < trainer.args.max_steps <= step_of(resume_from):
-        # Nothing is left but to write the result; the host looks at the number of steps behind a step only.
-        trainer.get_train_dataloader = list
-    try:
-        trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
-    except KeyboardInterrupt:
-        if complete := complete_checkpoints(directory):
-            logger.warning("Stopped; `%s` is complete, and `--resume` goes on from it.", complete[-1])
-        raise
-    except Exception as error:
-        if is_full_disk(error):
-            raise full_disk_error(error, directory) from error
-        raise
-    finally:
-        close_bar(trainer)
-    final, adapter = _save_final(recipe, trainer, directory)
+    with DirectoryLock(directory) if state.is_main_process else nullcontext():
+        resume_from = _prepare_directory(recipe, directory, resume=resume, is_main=state.is_main_process)
+        state.wait_for_everyone()
+        trainer = _build(recipe, state=state, resume_from=resume_from)
+        watch(trainer)
+        # Transformers cannot write the optimiser of a model that it has divided itself.
+        stop = StopOnSignal(saves=recipe.distributed.fsdp_size is None)
+        trainer.add_callback(stop)
+        trainer.add_callback(WholeCheckpoints(recipe.output.keep))
+        try:
+            with stop.listening():
+                final, adapter = _train(recipe, trainer, stop=stop, resume_from=resume_from)
+        except RunInterrupted:
+            raise
+        except KeyboardInterrupt:
+            if complete := complete_checkpoints(directory):
+                logger.warning("Stopped; `%s` is complete, and `--resume` goes on from it.", complete[-1])
+            raise
+        except Exception as error:
+            if is_full_disk(error):
+                raise full_disk_error(error, directory) from error
+            raise
     return RunResult(
         directory=directory,
         final=final,
         adapter=adapter,
         steps=trainer.state.global_step,
         loss=_mean_loss(trainer.state.log_history),
-        arguments=trainer.args.to_dict(),
+        # The host's own number counts only where there is no number of steps.
+        arguments=trainer.args.to_dict() | {"num_train_epochs": trainer.state.epoch},
     )
+
+
+def _train(
+    recipe: Recipe, trainer: Trainer, *, stop: StopOnSignal, resume_from: Path | None
+) -> tuple[Path, Path | None]:
+    """Train and write the result, which is returned as by `_save_final`."""
+    if resume_from is not None and 0 < trainer.args.max_steps <= step_of(resume_from):
+        # Nothing is left but to write the result; the host looks at the number of steps behind a step only.
+        trainer.get_train_dataloader = list
+    try:
+        trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+    finally:
+        close_bar(trainer)
+    directory = Path(recipe.output.dir)
+    if stop.stopped_by is not None:
+        raise RunInterrupted(_describe_stop(directory, trainer.state, stop), stop.stopped_by)
+    return _save_final(recipe, trainer, directory)
+
+
+def _describe_stop(directory: Path, state: TrainerState, stop: StopOnSignal) -> str:
+    name = signal.Signals(stop.stopped_by or 0).name
+    where = f"{name} ended the run behind step {state.global_step} of {state.max_steps}"
+    if not stop.saves:
+        return f"{where}; with `distributed: fsdp_size` there is no checkpoint to go on from, so begin it anew."
+    checkpoint = directory / f"{PREFIX}{state.global_step}"
+    return f"{where}; `{checkpoint}` is complete. Go on with: xgen-mm train {directory / RECIPE_FILE} --resume"
 
 
 def is_main_process() -> bool:
@@ -136,21 +171,17 @@ def _start_processes() -> PartialState:
 
 
 def _prepare_directory(recipe: Recipe, directory: Path, *, resume: bool, is_main: bool) -> Path | None:
-    """Make the directory, or find where an earlier run stopped in it."""
+    """Refuse a directory that holds something, or find where an earlier run stopped in it."""
     earlier = directory / RECIPE_FILE
     if resume:
         checkpoint = last_checkpoint(directory)
         _check_same_run(recipe, load_recipe(earlier), directory)
         return checkpoint
-    if not is_main:
-        return None
-    if directory.exists() and any(directory.iterdir()):
+    if is_main and directory.exists() and not is_failed_start(directory):
         raise RecipeError(
             f"`output: dir` is `{directory}`, which is not empty. Go on with the run in it (`--resume`), or name "
             "another directory (`--set output.dir=...`)."
         )
-    directory.mkdir(parents=True, exist_ok=True)
-    earlier.write_text(dump_recipe(recipe), encoding="utf-8")
     return None
 
 
@@ -182,6 +213,7 @@ def _build(recipe: Recipe, *, state: PartialState, resume_from: Path | None) -> 
         return trainer
     mixture = make_mixture(recipe, processor)
     max_steps = count_steps(recipe, mixture)
+    callbacks.append(PassCounter(passes_per_step(recipe, mixture, max_steps=max_steps)))
     arguments = training_arguments(recipe, world_size=state.num_processes, max_steps=max_steps)
     loader = make_loader(
         recipe,
@@ -217,12 +249,14 @@ def _save_final(recipe: Recipe, trainer: Trainer, directory: Path) -> tuple[Path
     """Write the trained model; all processes take part where it is spread over them."""
     final = directory / FINAL
     if recipe.model.lora is None:
-        trainer.save_model(str(final))
-        _add_state(trainer, final)
+        with _whole(trainer, final) as partial:
+            trainer.save_model(str(partial))
+            _add_state(trainer, partial)
         return final, None
     adapter = directory / ADAPTER
-    trainer.save_model(str(adapter))
-    _add_state(trainer, adapter)
+    with _whole(trainer, adapter) as partial:
+        trainer.save_model(str(partial))
+        _add_state(trainer, partial)
     if trainer.is_world_process_zero() and recipe.output.merge_lora:
         # Read anew: quantised or spread weights cannot be merged where they are.
         section = recipe.model
@@ -233,11 +267,23 @@ def _save_final(recipe: Recipe, trainer: Trainer, directory: Path) -> tuple[Path
             trust_remote_code=False,
         )
         base.config.image_grid_pinpoints = trainer.model.config.image_grid_pinpoints
-        merge_adapter(base, adapter).save_pretrained(final)
-        trainer.processing_class.save_pretrained(final)
-        _add_state(trainer, final)
+        with replaced_directory(final) as partial:
+            merge_adapter(base, adapter).save_pretrained(partial)
+            trainer.processing_class.save_pretrained(partial)
+            _add_state(trainer, partial)
     trainer.accelerator.wait_for_everyone()
     return final if recipe.output.merge_lora else adapter, adapter
+
+
+@contextmanager
+def _whole(trainer: Trainer, directory: Path) -> Iterator[Path]:
+    """Where all processes write a directory that appears, or replaces an older one, when they are done."""
+    wait = trainer.accelerator.wait_for_everyone
+    with replaced_directory(directory) if trainer.is_world_process_zero() else nullcontext():
+        wait()
+        yield unfinished_path(directory)
+        wait()
+    wait()
 
 
 def _add_state(trainer: Trainer, directory: Path) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import ProgressCallback, TrainerCallback
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..recipe import Recipe
 from .divergence import StopWhenDiverged
@@ -29,6 +29,23 @@ def make_callbacks(recipe: Recipe, processor: Any) -> list[TrainerCallback]:
             SampleGenerations(recipe.output.samples, processor, as_documents=as_documents, metrics=metrics)
         )
     return callbacks
+
+
+class PassCounter(TrainerCallback):  # type: ignore[misc]  # the host is taken as untyped
+    """Counts passes over the data as `epoch`; of a loader without end the host sees one, and none behind a resumption.
+
+    Args:
+        per_step: Part of a pass that a step takes; see `passes_per_step`.
+    """
+
+    def __init__(self, per_step: float) -> None:
+        self.per_step = per_step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Correct the host's figure before it is logged."""
+        state.epoch = state.global_step * self.per_step
 
 
 def watch(trainer: Any) -> None:

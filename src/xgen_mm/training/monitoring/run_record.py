@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ... import __version__
+from ...output_directory import LOCK_NAME
 from ..recipe import Recipe, dump_recipe
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,8 @@ RECIPE_FILE = "resolved_recipe.yaml"
 ENVIRONMENT_FILE = "environment.txt"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 _GIT_SECONDS = 10
+# The last two are those of TensorBoard, which begins a file of its own each time, and of a directory's lock.
+FILES_OF_A_START = {RECIPE_FILE, ENVIRONMENT_FILE, "runs", LOCK_NAME}
 
 
 class RunRecord(TrainerCallback):  # type: ignore[misc]  # the host is taken as untyped
@@ -41,12 +44,17 @@ class RunRecord(TrainerCallback):  # type: ignore[misc]  # the host is taken as 
             return
         directory = Path(args.output_dir)
         directory.mkdir(parents=True, exist_ok=True)
-        if not (directory / RECIPE_FILE).is_file():
+        if not state.global_step:
             (directory / RECIPE_FILE).write_text(dump_recipe(self.recipe), encoding="utf-8")
         begun = "resumed" if state.global_step else "started"
         block = f"[{begun} at step {state.global_step}]\n" + describe_environment(args)
         with (directory / ENVIRONMENT_FILE).open("a" if state.global_step else "w", encoding="utf-8") as file:
             file.write(block + "\n")
+
+
+def is_failed_start(directory: Path) -> bool:
+    """Whether a directory holds nothing but what a run writes before its first step; it may be empty."""
+    return directory.is_dir() and {path.name for path in directory.iterdir()} <= FILES_OF_A_START
 
 
 def describe_environment(args: TrainingArguments | None = None) -> str:

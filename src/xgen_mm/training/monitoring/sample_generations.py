@@ -81,8 +81,8 @@ class SampleGenerations(TrainerCallback):  # type: ignore[misc]  # the host is t
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Answer, unless that was just done."""
-        if state.global_step != self._last_step:
+        """Answer, unless that was just done, or the run goes on later."""
+        if state.global_step != self._last_step and state.global_step >= state.max_steps:
             self._answer(args, state, model)
 
     def _answer(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
