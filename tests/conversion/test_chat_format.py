@@ -6,9 +6,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from tests.conversion.tiny_parts import CHATML_STYLE, HEADER_STYLE, PHI_3_STYLE, TURN_STYLE, build_tokenizer
-from xgen_mm.conversion.chat_format import choose_chat_format, control_tokens, extend_chat_template
+from xgen_mm.conversion.chat_format import choose_chat_format, extend_chat_template
 from xgen_mm.modeling.assembly import add_image_tokens
-from xgen_mm.processing.chat_template import build_chat_template
+from xgen_mm.processing.chat_template import build_chat_template, control_tokens
 
 IMAGE = {"type": "image"}
 STYLES = {
@@ -157,7 +157,7 @@ def test_fields_besides_the_content_reach_the_template() -> None:
 
 def test_control_tokens_are_special_ones_and_those_the_template_writes() -> None:
     tokenizer = make_tokenizer(["<|im_start|>", "#"], other=("<think>", "<table>", "    ", "user", "[INST]"))
-    special, written = control_tokens("    <think> user [INST]", tokenizer)
+    special, written = control_tokens(tokenizer, "    <think> user [INST]")
     assert special >= {"<|im_start|>", "<image>", "</s>"}
     assert written == {"<think>", "[INST]"}
     assert "#" not in special

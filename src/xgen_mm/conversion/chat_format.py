@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from ..modeling.assembly import END_OF_CHUNK_TOKEN
-from ..processing.chat_template import build_chat_template
+from ..processing.chat_template import build_chat_template, content_macros, control_tokens, in_breaking_order
 
 # Turns of the released chat format; a tokenizer that has them as tokens can use it.
 END_OF_TURN = "<|end|>"
@@ -78,40 +78,18 @@ def extend_chat_template(template: str, tokenizer: Any) -> str:
     Returns:
         Jinja source. For messages without pictures and control tokens it writes what `template` writes.
     """
-    special, written = control_tokens(template, tokenizer)
-    return (
+    special, written = control_tokens(tokenizer, template)
+    preamble = (
         _source("chat_preamble.jinja")
         .replace("set xgenmm_special_tokens = []", f"set xgenmm_special_tokens = {_literal(special)}")
         .replace("set xgenmm_template_tokens = []", f"set xgenmm_template_tokens = {_literal(special | written)}")
-    ) + template
-
-
-def control_tokens(template: str, tokenizer: Any) -> tuple[set[str], set[str]]:
-    """Tokens that mean something to the model besides their letters.
-
-    Args:
-        template: Jinja source of the chat template.
-        tokenizer: Any tokenizer of the host.
-
-    Returns:
-        Special tokens, and further added tokens that the template itself writes (as turn marks or tags). Other added
-        tokens are left alone: many tokenizers have some for indentation or HTML, which belong into texts. So are
-        single characters, which a zero-width space cannot break up.
-    """
-    added = tokenizer.added_tokens_decoder.values()
-    special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
-    marks = {token.content for token in added if not token.content.strip().isalnum() and token.content in template}
-    return _breakable(special), _breakable(marks - special)
-
-
-def _breakable(tokens: Iterable[str]) -> set[str]:
-    return {token for token in tokens if len(token) > 1 and not token.isspace()}
+    )
+    return f"{content_macros()}\n{preamble}{template}"
 
 
 def _literal(tokens: Iterable[str]) -> str:
-    # JSON lists are valid Jinja literals. The longest first, so that a token that contains another one is broken up as
-    # a whole. Escapes would split characters beyond the first 65,536 in two.
-    return json.dumps(sorted(tokens, key=lambda token: (-len(token), token)), ensure_ascii=False)
+    # JSON lists are valid Jinja literals. Escapes would split characters beyond the first 65,536 in two.
+    return json.dumps(in_breaking_order(tokens), ensure_ascii=False)
 
 
 @cache

@@ -7,12 +7,16 @@ from typing import Any, Literal, TypeAlias
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from ..processing.chat_template import RELEASED_SYSTEM_PROMPT
+from ..processing.chat_template import (
+    RELEASED_SYSTEM_PROMPT,
+    break_up_tokens,
+    control_tokens,
+    in_breaking_order,
+)
 from ..processing.released_processor import ADDED_TOKENS
 from .records import Conversation, Document, Part, Picture, Text, Turn
 
 END_OF_CHUNK_TOKEN = ADDED_TOKENS[2]
-ZERO_WIDTH_SPACE = "\u200b"
 # Stands for a picture in a message that is a plain string; from a private-use area, so that texts do not hold it.
 _PICTURE_MARK = "\ue0f1\ue0f2"
 _GENERATION_TAG = re.compile(r"{%-?\s*generation\s*-?%}")
@@ -106,10 +110,10 @@ def write_document(document: Document, processor: Any, *, settings: TextSettings
     """
     tokenizer = processor.tokenizer
     end = _known_token(tokenizer, END_OF_CHUNK_TOKEN)
-    controls = control_tokens(tokenizer)
+    controls = _control_tokens(processor)
     writer = _Writer()
     has_picture = has_text_since = False
-    for part in document.parts:
+    for part in join_texts(document.parts):
         if isinstance(part, Picture):
             if has_picture and has_text_since:
                 writer.write(end, is_learned=settings.supervise_stop_tokens)
@@ -169,29 +173,22 @@ def is_caption_pair(document: Document) -> bool:
 
 
 def to_messages(turns: Sequence[Turn]) -> Messages:
-    """Turns as the host's messages, pictures as `{"type": "image"}` parts without the picture."""
-    return [{"role": turn.role, "content": [_to_content(part) for part in turn.parts]} for turn in turns]
+    """Turns as the host's messages, pictures as `{"type": "image"}` parts without the picture.
 
-
-def control_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """Tokens that a text must not spell out: all special ones, the longest first.
-
-    Single characters are left out, because nothing can be put inside them.
+    An `<image>` that a text spells out is broken up: in messages it would be taken for the place of a picture.
     """
-    breakable = {token for token in _special_contents(tokenizer) if len(token) > 1 and not token.isspace()}
-    return tuple(sorted(breakable, key=lambda token: (-len(token), token)))
+    return [{"role": turn.role, "content": [_to_content(part) for part in join_texts(turn.parts)]} for turn in turns]
 
 
-def break_up_tokens(text: str, tokens: Iterable[str]) -> str:
-    """Put a zero-width space behind the first character of every given token that a text spells out.
-
-    >>> break_up_tokens("a <image> tag", ["<image>"]).replace(ZERO_WIDTH_SPACE, "|")
-    'a <|image> tag'
-    """
-    for token in tokens:
-        if token in text:
-            text = text.replace(token, token[:1] + ZERO_WIDTH_SPACE + token[1:])
-    return text
+def join_texts(parts: Iterable[Part]) -> list[Part]:
+    """Parts with texts that stand side by side made one, so that no control token is split over them."""
+    joined: list[Part] = []
+    for part in parts:
+        if isinstance(part, Text) and joined and isinstance(joined[-1], Text):
+            joined[-1] = Text(joined[-1].text + part.text)
+        else:
+            joined.append(part)
+    return joined
 
 
 class _Writer:
@@ -259,7 +256,7 @@ def _plain_messages(turns: Sequence[Turn]) -> Messages:
             "role": turn.role,
             "content": "".join(
                 _PICTURE_MARK if isinstance(part, Picture) else break_up_tokens(part.text, [_PICTURE_MARK])
-                for part in turn.parts
+                for part in join_texts(turn.parts)
             ),
         }
         for turn in turns
@@ -277,7 +274,18 @@ def _replace(text: str, spans: list[Span], *, old: str, new: str) -> tuple[str, 
 
 
 def _to_content(part: Part) -> dict[str, str]:
-    return {"type": "image"} if isinstance(part, Picture) else {"type": "text", "text": part.text}
+    if isinstance(part, Picture):
+        return {"type": "image"}
+    return {"type": "text", "text": break_up_tokens(part.text, ADDED_TOKENS[:1])}
+
+
+def _control_tokens(processor: Any) -> list[str]:
+    """Tokens that the text of a document must not spell out."""
+    template = processor.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    special, written = control_tokens(processor.tokenizer, template or "")
+    return in_breaking_order(special | written | set(ADDED_TOKENS))
 
 
 def _default_template(template: Any) -> str:
@@ -295,8 +303,3 @@ def _known_token(tokenizer: Any, token: str) -> str:
             "embeddings; checkpoints of this package have it."
         )
     return token
-
-
-def _special_contents(tokenizer: Any) -> list[str]:
-    added = tokenizer.added_tokens_decoder.values()
-    return [*(token.content for token in added if token.special), *tokenizer.all_special_tokens, *ADDED_TOKENS]
