@@ -22,6 +22,9 @@ from ..errors import DataError
 from ..images.bounded_download import is_url
 from .splits import choose_split, split_of
 
+# Under which releases keep the list of their rows, where the file is one object.
+_LIST_NAMES = ("questions", "data", "annotations")
+
 # A row as it came, or what is wrong with it; with its position in its file.
 RawRow: TypeAlias = dict[str, Any] | DataError
 
@@ -364,16 +367,28 @@ def _read_json(path: Path) -> Iterator[RawRow]:
                 # What follows cannot be told apart, so the rest of the file is one broken row.
                 yield DataError("wrong JSON", f"{where}: {value}; nothing behind it can be read.")
                 return
-            if number == 0 and not is_list and _is_keyed(value) and buffer.skip(" \t\r\n") == "":
-                yield from ({"id": name, **fields} for name, fields in value.items())
+            if number == 0 and not is_list and isinstance(value, dict) and buffer.skip(" \t\r\n") == "":
+                yield from _rows_in_object(value)
                 return
             yield value if isinstance(value, dict) else DataError("wrong nesting", f"{where}: expected an object.")
             number += 1
 
 
-def _is_keyed(value: Any) -> bool:
-    """Whether an object holds rows by their ids."""
-    return isinstance(value, dict) and len(value) > 1 and all(isinstance(item, dict) for item in value.values())
+def _rows_in_object(value: dict[str, Any]) -> Iterator[RawRow]:
+    """Rows of a file that is one object: those of a list in it, its values with their names, or itself."""
+    lists = [value[name] for name in _LIST_NAMES if isinstance(value.get(name), list)]
+    if lists:
+        named = list(enumerate(lists[0]))
+    elif sum(isinstance(item, dict) for item in value.values()) > len(value) // 2:
+        named = list(value.items())
+    else:
+        yield value
+        return
+    for name, row in named:
+        if not isinstance(row, dict):
+            yield DataError("wrong nesting", f"row {str(name)[:60]}: expected an object.")
+        else:
+            yield row if lists else {"__key__": name, **row}
 
 
 class _Buffer:
