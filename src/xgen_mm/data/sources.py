@@ -444,8 +444,8 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> Iterator[RawRow]:
         has_header = not columns or not any(is_url(cell.strip('"')) for cell in first.split(delimiter))
         # Tables of the web without a header know no quoting: a caption that begins with a quotation mark is no
         # beginning of a field that goes on over the lines that follow.
-        quoting = csv.QUOTE_NONE if not has_header and delimiter == "\t" else csv.QUOTE_MINIMAL
-        lines = csv.reader(file, delimiter=delimiter, quoting=quoting)
+        is_plain = not has_header and delimiter == "\t"
+        lines = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL)
         number = 0
         try:
             names = tuple(next(lines, [])) if has_header else columns
