@@ -157,7 +157,7 @@ def test_image_of_too_many_pixels_is_refused_from_its_header() -> None:
 @pytest.mark.parametrize("format", sorted(WRITTEN))
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "I;16", "F"])
 def test_every_image_that_pillow_writes_opens_as_pillow_opens_it(format: str, mode: str) -> None:
-    source = Image.new(mode, (10, 6)) if mode in ("I;16", "F") else picture(mode=mode)
+    source = Image.new(mode, (30, 20)) if mode in ("I;16", "F") else picture(20, 30, mode=mode)
     try:
         content = encode(source, format)
     except (OSError, ValueError, KeyError):
