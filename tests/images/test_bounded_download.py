@@ -237,7 +237,7 @@ def test_image_is_asked_for_by_name_and_by_who_we_are(scheme: str, port: int, mo
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     image = fetch_image(f"{scheme}://pictures.example.com:{port}/picture")
-    assert image.size == (9, 6)  # type: ignore[union-attr]
+    assert image.size == (9, 6)
     assert Handler.asked == [("/picture", bounded_download.USER_AGENT, f"pictures.example.com:{port}")]
     assert "xgen-mm" in bounded_download.USER_AGENT
 
