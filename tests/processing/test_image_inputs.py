@@ -101,6 +101,7 @@ def test_samples_with_and_without_images_keep_their_order(
 
 
 def test_image_processor_without_any_image_still_refuses(tiny_processor: XGenMMProcessor) -> None:
-    for images in ([], [[], []], [None]):
+    empty: list[Any] = [[], [[], []], [None]]
+    for images in empty:
         with pytest.raises(ImageInputError, match="`images` is empty"):
             tiny_processor.image_processor(images)

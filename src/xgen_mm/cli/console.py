@@ -61,7 +61,7 @@ class CommandParser(argparse.ArgumentParser):
         """Value of an argument; paths may be written with `~`, which shells leave alone in quotes, or as `file://`."""
         if isinstance(action.metavar, str) and not _PATHS.isdisjoint(action.metavar.split("|")):
             arg_string = local_path(arg_string)
-        return super()._get_value(action, arg_string)  # type: ignore[misc]
+        return super()._get_value(action, arg_string)
 
     def error(self, message: str) -> NoReturn:
         """Report a wrong command line.

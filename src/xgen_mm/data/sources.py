@@ -20,6 +20,7 @@ import yaml
 
 from ..errors import DataError
 from ..images.bounded_download import is_url
+from ..sections import load_yaml
 
 # A row as it came, or what is wrong with it; with its position in its file.
 RawRow: TypeAlias = dict[str, Any] | DataError
@@ -182,7 +183,10 @@ def is_saved_dataset(path: str | Path) -> bool:
 
 
 def _read_counts(path: Path) -> list[Selection]:
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = load_yaml(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"`{path}` cannot be read as YAML: {' '.join(str(error).split())}") from error
     counts = content.get("data_path") if isinstance(content, dict) else None
     if not isinstance(counts, dict) or not counts:
         raise ValueError(f"`{path}`: expected `data_path:` with a count per file, found {type(counts).__name__}.")
