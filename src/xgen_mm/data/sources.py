@@ -20,6 +20,7 @@ import yaml
 
 from ..errors import DataError
 from ..images.bounded_download import is_url
+from ..sections import load_yaml
 from .splits import choose_split, split_of
 
 # Under which releases keep the list of their rows, where the file is one object.
@@ -229,7 +230,7 @@ def is_saved_dataset(path: str | Path) -> bool:
 
 def _read_counts(path: Path) -> list[Selection]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"`{path}` is no YAML file that can be read: {' '.join(str(error).split())}.") from error
     counts = content.get("data_path") if isinstance(content, dict) else None
