@@ -257,7 +257,7 @@ def _picture(row: Row, value: Any, where: str, roots: Sequence[Path]) -> Picture
     suffixes = _LEFT_OUT_SUFFIXES if isinstance(value, str) and value.strip() else ("",)
     error: DataError | None = None
     for root in roots or (None,):
-        rules = PictureRules(roots=() if root is None else (root,))
+        rules = PictureRules(root=root)
         for suffix in suffixes:
             try:
                 found = value + suffix if suffix else value
