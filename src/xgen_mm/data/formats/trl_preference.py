@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..records import PreferencePair, Record, Turn
-from .messages import PictureQueue, read_turns
+from ..records import Picture, PreferencePair, Record, Turn
+from .messages import PictureQueue, read_question, read_turns
 from .row import FormatReader, Row
 
 
@@ -12,7 +12,8 @@ from .row import FormatReader, Row
 class TrlPreferenceReader(FormatReader):
     """`{"images": [...], "prompt", "chosen", "rejected"}`, each of the three a text or a list of messages.
 
-    Without `prompt`, `chosen` and `rejected` are whole conversations that differ in their last message.
+    Without `prompt`, `chosen` and `rejected` are whole conversations that differ in their last message. Pictures are
+    placed as in format `messages`.
 
     Verified with TRL's code: the columns, both forms, and that pictures stand in the prompt only. Assumed: nothing.
     """
@@ -22,7 +23,7 @@ class TrlPreferenceReader(FormatReader):
     def read(self, row: Row) -> list[Record]:
         """One preference pair."""
         if "prompt" in row.values:
-            prompt = read_turns(row, "prompt", pictures=PictureQueue(row))
+            prompt = read_question(row, "prompt")
             chosen, rejected = read_answer(row, "chosen"), read_answer(row, "rejected")
         else:
             prompt, chosen = self._split(row, "chosen")
@@ -32,9 +33,11 @@ class TrlPreferenceReader(FormatReader):
         return [make_pair(row, prompt, chosen, rejected)]
 
     def _split(self, row: Row, name: str) -> tuple[tuple[Turn, ...], Turn]:
-        turns = read_turns(row, name, pictures=PictureQueue(row))
+        turns = read_question(row, name)
         if len(turns) < 2 or turns[-1].role != "assistant":
             raise row.error("wrong turn order", name, "expected a conversation that ends with an answer")
+        if any(isinstance(part, Picture) for part in turns[-1].parts):
+            raise row.error("wrong nesting", name, "a picture in the answer; expected pictures in the prompt only")
         return turns[:-1], turns[-1]
 
 
