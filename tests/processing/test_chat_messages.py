@@ -1,7 +1,9 @@
 """Messages as people and web interfaces write them: read in full, or refused in one line that says what to write."""
 
 import logging
+from base64 import b64encode
 from collections.abc import Iterator
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -91,11 +93,12 @@ def test_part_of_a_common_interface_is_read(part: dict[str, Any], expected: dict
 
 
 def test_images_of_web_interfaces_reach_the_model(processor: XGenMMProcessor) -> None:
-    pixel = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4"
-        "nGNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
+    buffer = BytesIO()
+    PICTURE.save(buffer, "PNG")
+    pixel = f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"
     content = [{"type": "input_image", "image_url": pixel}, {"type": "input_text", "text": "What?"}]
     inputs = processor.apply_chat_template([user(content)], tokenize=True, return_dict=True, return_tensors="pt")
-    assert inputs["image_sizes"].tolist() == [[1, 1]]
+    assert inputs["image_sizes"].tolist() == [[4, 8]]
     assert "What?" in processor.decode(inputs["input_ids"][0])
 
 
