@@ -6,7 +6,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..data.sources import RawRow, Selection, find_files, is_saved_dataset, open_stream, read_rows
+from ..data.sources import RawRow, Selection, find_files, is_saved_dataset, open_stream, picture_roots, read_rows
 from ..errors import DataError
 from .task import HubData, Task, TaskError
 
@@ -57,7 +57,7 @@ class DataSource:
             yield from ((row, (self.path,)) for path in texts for row in _read_question_text(path, root=self.path))
         elif self.path is not None:
             for selection in self._files(self.path):
-                roots = _picture_roots(selection)
+                roots = picture_roots(selection)
                 rows = _until_fault((row for _, row in read_rows(selection)), name=selection.path.name)
                 for row in _unpacked(rows) if _is_object(selection.path) else rows:
                     yield {FILE_COLUMN: selection.path.stem, **row} if isinstance(row, Mapping) else row, roots
@@ -188,7 +188,9 @@ def _unpacked(rows: Iterator[RawRow]) -> Iterator[RawRow]:
     if first is None:
         return
     if second is not None or not isinstance(first, Mapping):
-        yield from chain([first], [] if second is None else [second], rows)
+        # The rows of an object of rows come with their names as `id`, before their own fields.
+        for row in chain([first], [] if second is None else [second], rows):
+            yield {KEY_COLUMN: row["id"], **row} if isinstance(row, dict) and next(iter(row), "") == "id" else row
         return
     lists = [first[key] for key in _LIST_KEYS if isinstance(first.get(key), list)]
     if lists:
@@ -196,7 +198,7 @@ def _unpacked(rows: Iterator[RawRow]) -> Iterator[RawRow]:
             yield row if isinstance(row, dict) else _no_object(number)
     elif sum(isinstance(value, Mapping) for value in first.values()) > len(first) // 2:
         for name, row in first.items():
-            yield {KEY_COLUMN: name, **row} if isinstance(row, dict) else _no_object(name)
+            yield {KEY_COLUMN: name, "id": name, **row} if isinstance(row, dict) else _no_object(name)
     else:
         yield first
 
@@ -231,13 +233,6 @@ def _read_question_text(path: Path, *, root: Path) -> Iterator[RawRow]:
         question, _, answer = line.rpartition("\t")
         row = {"question": question, "answer": answer, "category": category}
         yield {**row, KEY_COLUMN: name, "image": f"{category}/{folder}/{path.stem}"}
-
-
-def _picture_roots(selection: Selection) -> tuple[Path, ...]:
-    """The directory of the file, one of its name beside it (as VLGuard has it), and `images`."""
-    parent = selection.picture_root or selection.path.parent
-    beside = (parent / selection.path.stem, parent / "images")
-    return (parent, *(root for root in beside if root.is_dir()))
 
 
 def _count_parquet(path: Path) -> int:
