@@ -320,14 +320,6 @@ ROWS: dict[tuple[str, str], list[dict[str, Any]]] = {
     ],
     ("textvqa_val", "official"): [_vqa(1, _TEN) | _NAMED[1], _vqa(2, ["blue"] * 10) | _NAMED[2]],
     ("textvqa_few_shot", "official"): [_vqa(number, _TEN) | _NAMED[number] for number in range(1, 6)],
-    ("gqa", "official"): [
-        {KEY_COLUMN: str(number), "imageId": str(number), "question": f"Where {number}?", "answer": "left"}
-        for number in (1, 2)
-    ],
-    ("gqa_few_shot", "official"): [
-        {KEY_COLUMN: str(number), "imageId": str(number), "question": f"Where {number}?", "answer": "left"}
-        for number in range(1, 6)
-    ],
     ("vizwiz_few_shot", "official"): [
         {"image": f"{number}.png", "question": f"Which {number}?", "answers": [{"answer": word} for word in _TEN]}
         for number in range(1, 6)

@@ -79,7 +79,7 @@ def test_list_in_an_object_is_read(name: str, wrapper: dict[str, Any], tmp_path:
     assert plan.source.count() == 2
 
 
-@pytest.mark.parametrize("name", ["mathvista_mini", "scienceqa_img", "mm_vet", "gqa"])
+@pytest.mark.parametrize("name", ["mathvista_mini", "scienceqa_img", "mm_vet"])
 def test_rows_in_an_object_keep_their_names(name: str, tmp_path: Path) -> None:
     path = write_rows(ROWS[name, "official"], tmp_path, layout="official")
     keyed = json.loads(path.read_text(encoding="utf-8"))
@@ -87,6 +87,14 @@ def test_rows_in_an_object_keep_their_names(name: str, tmp_path: Path) -> None:
     write_json(path, {**keyed, "rest": "no row"})
     broken = [item for item in read_samples(plan_of(name, path), limit=None) if isinstance(item, BrokenSample)]
     assert [item.error for item in broken] == ["row rest: expected an object."]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_questions_of_gqa_keep_their_names(number: int, tmp_path: Path) -> None:
+    write_picture(tmp_path / "images" / "n161313.jpg")
+    row = {"imageId": "n161313", "question": "Where?", "answer": "left", "groups": {"global": None}}
+    path = write_json(tmp_path / "questions.json", {f"20{index}": row for index in range(number)})
+    assert [sample.id for sample in good(plan_of("gqa", path))] == [f"20{index}" for index in range(number)]
 
 
 def test_single_row_is_not_taken_for_an_object_of_rows(tmp_path: Path) -> None:

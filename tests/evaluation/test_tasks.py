@@ -13,6 +13,7 @@ from tests.evaluation.benchmark_rows import ROWS, in_base64, png, stored, tsv_ch
 from xgen_mm.errors import XGenMMError
 from xgen_mm.evaluation.answering import ScriptedAnswerer
 from xgen_mm.evaluation.few_shot import FewShotSettings
+from xgen_mm.evaluation.harness.local_tasks import read_task
 from xgen_mm.evaluation.metrics.aggregates import AGGREGATES
 from xgen_mm.evaluation.plans import BrokenSample, TaskPlan, plan_task, prompt_of, read_samples
 from xgen_mm.evaluation.prompts import Prompt
@@ -514,3 +515,46 @@ def test_nothing_is_downloaded_unless_asked_for(monkeypatch: pytest.MonkeyPatch)
         few_shot = FewShotSettings(shots=2) if load_task(name).demonstrations else None
         with pytest.raises(TaskError, match=f"`{name}` has no data"):
             plan_task(load_task(name), paths={}, generators={}, download=False, few_shot=few_shot)
+
+
+def alias_bomb() -> list[Any]:
+    """A few lists that stand for ten million values."""
+    inner: list[Any] = ["x"] * 10
+    for _ in range(6):
+        inner = [inner] * 10
+    return inner
+
+
+def deep_list() -> list[Any]:
+    inner: list[Any] = []
+    for _ in range(3000):
+        inner = [inner]
+    return inner
+
+
+@pytest.mark.parametrize("make", [alias_bomb, deep_list])
+@pytest.mark.parametrize("key", ["title", "prompt", "scorer_options", "unknown"])
+def test_task_that_holds_too_much_is_refused_at_once(make: Callable[[], Any], key: str) -> None:
+    with pytest.raises(TaskError, match=r"`x\.yaml` holds more than 20000 values or 50 levels"):
+        parse_task({"name": "x", key: make()}, where="x.yaml")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a: [",
+        "[" * 20_000,
+        "include: x.yaml",
+        "include: 5",
+        "- a",
+        "a: &a [x]\nb: &b [*a,*a]\n: !!python/object:x.Y {}",
+    ],
+    ids=["cut", "deep", "itself", "number", "list", "object"],
+)
+def test_damaged_task_file_of_the_harness_is_one_line(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(XGenMMError) as found:
+        read_task(path)
+    assert str(path) in str(found.value)
+    assert len(str(found.value).splitlines()) == 1

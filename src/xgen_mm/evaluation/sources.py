@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..data.sources import RawRow, Selection, find_files, is_saved_dataset, open_stream, read_rows
+from ..data.sources import RawRow, Selection, find_files, is_saved_dataset, open_stream, picture_roots, read_rows
 from ..errors import DataError
 from .task import HubData, Task, TaskError
 
@@ -55,7 +55,7 @@ class DataSource:
             yield from ((row, (self.path,)) for path in texts for row in _read_question_text(path, root=self.path))
         elif self.path is not None:
             for selection in self._files(self.path):
-                roots = _picture_roots(selection)
+                roots = picture_roots(selection)
                 rows = _until_fault((row for _, row in read_rows(selection)), name=selection.path.name)
                 for row in rows:
                     yield {FILE_COLUMN: selection.path.stem, **row} if isinstance(row, Mapping) else row, roots
@@ -195,13 +195,6 @@ def _read_question_text(path: Path, *, root: Path) -> Iterator[RawRow]:
         question, _, answer = line.rpartition("\t")
         row = {"question": question, "answer": answer, "category": category}
         yield {**row, KEY_COLUMN: name, "image": f"{category}/{folder}/{path.stem}"}
-
-
-def _picture_roots(selection: Selection) -> tuple[Path, ...]:
-    """The directory of the file, one of its name beside it (as VLGuard has it), and `images`."""
-    parent = selection.picture_root or selection.path.parent
-    beside = (parent / selection.path.stem, parent / "images")
-    return (parent, *(root for root in beside if root.is_dir()))
 
 
 def _count_parquet(path: Path) -> int:

@@ -25,6 +25,7 @@ JudgeUse: TypeAlias = Literal["never", "optional", "required"]
 DemoKind: TypeAlias = Literal["caption", "vqa"]
 
 SUITES_FILE = "suites.yaml"
+_MOST_VALUES, _DEEPEST = 20_000, 50
 
 
 class TaskError(XGenMMError):
@@ -240,8 +241,10 @@ def parse_task(content: Mapping[str, Any], *, where: str) -> Task:
 
     Raises:
         SectionError: If a key is unknown or missing, or a value has the wrong type.
-        TaskError: If the prompt is no text, or the task has neither a prompt nor demonstrations.
+        TaskError: If the prompt is no text, the task has neither a prompt nor demonstrations, or there are too many
+            values.
     """
+    check_size(content, where=where)
     prompt = content.get("prompt", "")
     if not isinstance(prompt, str):
         raise TaskError(f"`{where}: prompt` is {prompt!r}; expected a text.")
@@ -250,6 +253,26 @@ def parse_task(content: Mapping[str, Any], *, where: str) -> Task:
         raise TaskError(f"`{where}` has neither `prompt` nor `demonstrations`; give one of them.")
     # White space at the end of a prompt is part of the protocol, so it is not stripped as other texts are.
     return dataclasses.replace(task, prompt=prompt)
+
+
+def check_size(content: Any, *, where: str) -> None:
+    """Refuse values that would fill the memory or the stack where they are copied or shown.
+
+    In YAML, a value of a few characters may stand for millions that repeat.
+
+    Raises:
+        TaskError: If there are too many, or they are nested too deeply.
+    """
+    pending, count = [(content, 0)], 0
+    while pending:
+        value, depth = pending.pop()
+        count += 1
+        if count > _MOST_VALUES or depth > _DEEPEST:
+            raise TaskError(f"`{where}` holds more than {_MOST_VALUES} values or {_DEEPEST} levels; no task does.")
+        if isinstance(value, Mapping):
+            pending += [(inner, depth + 1) for inner in value.values()]
+        elif isinstance(value, list | tuple):
+            pending += [(inner, depth + 1) for inner in value]
 
 
 @functools.cache

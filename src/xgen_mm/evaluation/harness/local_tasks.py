@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ...errors import XGenMMError
+from ..task import check_size
 
 # Kinds of files that `datasets` reads without a script.
 _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
@@ -40,14 +41,27 @@ def read_task(path: Path) -> dict[str, Any]:
 
     Args:
         path: File of the task.
+
+    Raises:
+        XGenMMError: If it is no task file, holds too much, or includes itself.
     """
-    content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise XGenMMError(f"`{path}` cannot be read as a task ({reason}); mend or remove it.") from error
     if not isinstance(content, dict):
         raise XGenMMError(f"`{path}` holds no task; expected a mapping of keys to values.")
+    check_size(content, where=str(path))
     settings: dict[str, Any] = {}
     includes = content.pop("include", [])
-    for name in reversed([includes] if isinstance(includes, str) else includes):
+    names = [includes] if isinstance(includes, str) else includes
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise XGenMMError(f"`{path}`: `include` names no files; expected a name or a list of names.")
+    for name in reversed(names):
         included = Path(name) if Path(name).is_file() else path.parent / name
+        if included.resolve() == path.resolve():
+            raise XGenMMError(f"`{path}` includes itself; remove that line.")
         settings |= read_task(included)
     return settings | content
 
