@@ -140,7 +140,7 @@ def test_texts_of_training_conversations(processor: XGenMMProcessor, settings: T
 
 
 def test_mark_that_stands_for_images_while_a_conversation_is_written(processor: XGenMMProcessor) -> None:
-    pieces = tuple(Text(value) for value in "a \ue0f1|\ue0f2 b".split("|"))
+    pieces = tuple(Text(value) for value in ["a \ue0f1", "\ue0f2 b"])
     record = Conversation((Turn("user", (PICTURE, *pieces)), Turn("assistant", pieces)), provenance())
     written = write_record(record, processor, settings=RELEASED_FINE_TUNING)
     assert written.text.count("<image>") == 1

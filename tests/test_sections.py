@@ -95,3 +95,30 @@ def test_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, text: str, m
 def test_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(SectionError, match=r"`r\.yaml` cannot be read"):
         read_yaml(tmp_path / "r.yaml")
+
+
+BOMB = "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 40))])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("a: " + "[" * 100 + "]" * 100, "nested deeper than 64", id="deep"),
+        pytest.param("a: " + "{a: " * 100_000, "nested deeper than 64", id="very-deep"),
+        pytest.param("a: &a {b: *a}", "refers to itself", id="itself"),
+        pytest.param(BOMB, "stands for more than", id="bomb"),
+        pytest.param("a: 2024-99-99", "cannot be read", id="date"),
+    ],
+)
+def test_yaml_that_does_harm_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SectionError, match=message) as caught:
+        read_yaml(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_aliases_and_merges_of_a_recipe_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}\n", encoding="utf-8")
+    assert read_yaml(path) == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}}

@@ -12,6 +12,10 @@ import yaml
 
 from .errors import XGenMMError
 
+# Far above what a recipe or a card holds.
+_MAX_YAML_DEPTH = 64
+_MAX_YAML_VALUES = 100_000
+
 Section = TypeVar("Section")
 
 
@@ -26,12 +30,53 @@ def read_yaml(path: Path) -> dict[str, Any]:
         SectionError: If it cannot be read, is no YAML, or no mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SectionError(f"`{path.name}` cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise SectionError(f"`{path.name}` is {content!r}; expected a mapping of keys to values.")
     return content
+
+
+def load_yaml(text: str) -> Any:
+    """Plain values of a YAML text, whoever wrote it: deep nesting and aliases of aliases are refused at once.
+
+    Raises:
+        yaml.YAMLError: If it is no YAML, is nested too deeply, refers to itself, or stands for too many values.
+    """
+    try:
+        return yaml.load(text, Loader=_BoundedLoader)
+    except (ValueError, OverflowError) as error:
+        # Dates and numbers that look like ones.
+        raise yaml.YAMLError(f"a value cannot be read: {error}") from error
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """Counts values as if every alias were written out."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        is_alias = self.check_event(yaml.AliasEvent)
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        self._depth += 1
+        if self._depth > _MAX_YAML_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"nested deeper than {_MAX_YAML_DEPTH} levels", mark)
+        node: Any = super().compose_node(parent, index)
+        self._depth -= 1
+        if is_alias and id(node) not in self._sizes:
+            raise yaml.composer.ComposerError(None, None, "a value refers to itself", mark)
+        if not is_alias:
+            children = node.value if isinstance(node, yaml.CollectionNode) else ()
+            parts = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
+            self._sizes[id(node)] = 1 + sum(self._sizes[id(part)] for part in parts)
+            if self._sizes[id(node)] > _MAX_YAML_VALUES:
+                what = f"stands for more than {_MAX_YAML_VALUES} values"
+                raise yaml.composer.ComposerError(None, None, what, mark)
+        return node
 
 
 def parse_section(section: type[Section], content: Any, *, where: str) -> Section:

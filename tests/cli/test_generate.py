@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -211,3 +213,47 @@ def test_stop_token_ids_include_the_end_of_a_turn(loaded: LoadedModel) -> None:
     tokenizer = loaded.processor.tokenizer
     expected = {tokenizer.convert_tokens_to_ids(token) for token in ("<|end|>", "<|endoftext|>")}
     assert set(stop_token_ids(loaded.model, tokenizer)) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["\udcff"], "the prompt is no UTF-8 text (character 1)", id="prompt"),
+        pytest.param(["--system", "a\ud800", "Hi"], "`--system` is no UTF-8 text (character 2)", id="system"),
+        pytest.param(["--image", "\udcff.png", "Hi"], r"no such picture: `\udcff.png`", id="picture-of-no-text"),
+        pytest.param(["--image", "{picture} ", "Hi"], "begins or ends with a blank; `{picture}` exists", id="blank"),
+        pytest.param(["--image", "file://there/x.png", "Hi"], "another machine", id="file-of-another-machine"),
+        pytest.param(["--model", "{checkpoint} ", "Hi"], "begins or ends with a blank", id="blank-behind-a-model"),
+        pytest.param(["--model", "\udcff", "Hi"], r"`\udcff` is no directory", id="model-of-no-text"),
+    ],
+)
+def test_generate_strange_text_and_paths_are_one_line(
+    arguments: list[str], message: str, checkpoint: Path, picture_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"picture": picture_file, "checkpoint": checkpoint}
+    assert generate(checkpoint, *(argument.format(**places) for argument in arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert message.format(**places) in captured.err
+    captured.err.encode("utf-8")
+
+
+@pytest.mark.parametrize("prefix", ["~/", "file://{home}/", "FILE://localhost{home}/"])
+def test_generate_takes_home_and_file_addresses(
+    prefix: str, checkpoint: Path, picture_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(picture_file.parent))
+    place = prefix.format(home=picture_file.parent) + picture_file.name
+    assert generate(checkpoint, "--image", place, "Hi") == 0
+
+
+def test_commands_take_a_checkpoint_whose_name_is_no_text(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / os.fsdecode(b"caf\xe9 ")
+    shutil.copytree(checkpoint, directory)
+    for arguments in (["info", str(directory)], ["info", "--json", str(directory)], ["card", str(directory)]):
+        status = main(arguments)
+        captured = capsys.readouterr()
+        (captured.out + captured.err).encode("utf-8")
+        assert status == 0, captured.err

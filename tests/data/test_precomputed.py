@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.data.made_records import conversation, document, jpeg
+from xgen_mm.data import precomputed
 from xgen_mm.data.collators import PaddingCollator
 from xgen_mm.data.encoding import RecordEncoder, Sample
 from xgen_mm.data.packing import PackingCollator
@@ -147,3 +148,93 @@ def test_model_features_that_do_not_fit_the_sizes_are_refused(tiny_model: "XGenM
     ids = torch.full((1, 8), tiny_model.config.image_token_id)
     with pytest.raises(ValueError, match="holds 2 tiles but `image_sizes` asks for 4"):
         tiny_model(input_ids=ids, mm_encoder_outputs=outputs, image_sizes=torch.tensor([[20, 60]]))
+
+
+def test_two_writers_of_one_directory_keep_all_features(
+    tiny_model: "XGenMMForConditionalGeneration", tiny_processor: "XGenMMProcessor", tmp_path: Path
+) -> None:
+    pictures = [Picture(jpeg(30, 30, seed=number)) for number in range(4)]
+    writers = [FeatureWriter(tmp_path, model=tiny_model, processor=tiny_processor) for _ in range(2)]
+    # A number that another writer has taken and not finished yet, and a gap that a deleted file left.
+    (tmp_path / "features-00001.unfinished").touch()
+    for number, picture in enumerate(pictures):
+        writers[number % 2].add([picture])
+        writers[number % 2].flush()
+    names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert names == [f"features-0000{number}.safetensors" for number in (0, 2, 3, 4)]
+    (tmp_path / names[0]).unlink()
+    writers[0].add([Picture(jpeg(30, 30, seed=9))])
+    writers[0].flush()
+    reader = FeatureReader(tmp_path, model=tiny_model, processor=tiny_processor)
+    assert len(reader([*pictures[1:], Picture(jpeg(30, 30, seed=9))])["image_sizes"]) == 4
+
+
+def test_shards_written_at_the_same_time_have_names_of_their_own(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from xgen_mm.data.precomputed import _reserve_shard
+
+    def write_shard(number: int) -> Path:
+        path, unfinished = _reserve_shard(tmp_path)
+        unfinished.rename(path)
+        return path
+
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(write_shard, range(64)))
+    assert len(set(paths)) == 64
+
+
+def test_fingerprint_of_another_writer_is_compared_and_never_replaced(
+    tiny_model: "XGenMMForConditionalGeneration",
+    tiny_processor: "XGenMMProcessor",
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = json.dumps({"tower": "another", "image_processor": {}, "has_sizes": True})
+    link = precomputed.os.link
+
+    def link_later(source: Path, target: Path) -> None:
+        target.write_text(other, encoding="utf-8")
+        link(source, target)
+
+    monkeypatch.setattr(precomputed.os, "link", link_later)
+    with pytest.raises(FeatureStoreError, match="another tower"):
+        FeatureWriter(tmp_path, model=tiny_model, processor=tiny_processor)
+    assert [path.name for path in tmp_path.iterdir()] == ["fingerprint.json"]
+    assert (tmp_path / "fingerprint.json").read_text(encoding="utf-8") == other
+
+
+@pytest.mark.parametrize("name", ["features-00000.safetensors", "fingerprint.json"])
+@pytest.mark.parametrize("kind", [FeatureReader, FeatureWriter])
+def test_cut_file_of_features_is_named_with_the_remedy(
+    tiny_model: "XGenMMForConditionalGeneration",
+    tiny_processor: "XGenMMProcessor",
+    tmp_path: Path,
+    kind: type,
+    name: str,
+) -> None:
+    write(tmp_path, tiny_model, tiny_processor)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:50])
+    with pytest.raises(FeatureStoreError, match=rf"{name}` is .*(anew|again)"):
+        kind(tmp_path, model=tiny_model, processor=tiny_processor)
+
+
+def test_features_that_cannot_be_written_are_kept_for_another_try(
+    tiny_model: "XGenMMForConditionalGeneration",
+    tiny_processor: "XGenMMProcessor",
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    writer = FeatureWriter(tmp_path, model=tiny_model, processor=tiny_processor)
+    writer.add([Picture(jpeg(30, 30, seed=1))])
+
+    def fail(tensors: object, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(precomputed, "save_file", fail)
+        with pytest.raises(FeatureStoreError, match=r"features-00000\.safetensors` cannot be written .*Make room"):
+            writer.flush()
+    assert [path.name for path in tmp_path.iterdir()] == ["fingerprint.json"]
+    writer.flush()
+    assert (tmp_path / "features-00000.safetensors").is_file()

@@ -135,16 +135,16 @@ def test_saved_dataset_without_the_split_names_those_it_has(tmp_path: Path) -> N
 # Output of img2dataset
 
 
-def shard(number: int, *, suffix: str = "jpg", caption: bool = True, **fields: Any) -> dict[str, bytes]:
+def shard(number: int, *, suffix: str = "jpg", has_txt: bool = True, **fields: Any) -> dict[str, bytes]:
     key = f"{number:09d}"
     stored = {**fields, "key": key, "status": "success", "error_message": None, "width": 4, "height": 4, "exif": "{}"}
     members = {f"{key}.{suffix}": png(4 + number), f"{key}.json": json.dumps(stored).encode()}
-    return members | ({f"{key}.txt": f"caption {number}".encode()} if caption else {})
+    return members | ({f"{key}.txt": f"caption {number}".encode()} if has_txt else {})
 
 
 def test_img2dataset_directory_gives_its_shards_alone(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     write_tar(tmp_path / "00000.tar", shard(0, url="https://a.b/0") | shard(1, url="https://a.b/1"))
     pq.write_table(pa.table({"url": ["https://a.b/0"], "caption": ["caption 0"]}), tmp_path / "00000.parquet")
@@ -172,11 +172,11 @@ GROUNDING = str([["A disc (in the center).", 0, False]])
 @pytest.mark.parametrize(
     ("format", "members", "text"),
     [
-        ("blip3_ocr_200m", shard(1, caption=False, captions=OCR, uid="u"), 'The image contains "GO"'),
+        ("blip3_ocr_200m", shard(1, has_txt=False, captions=OCR, uid="u"), 'The image contains "GO"'),
         ("blip3_ocr_hd_30m", shard(1, suffix="webp", captions=OCR), 'The image contains "GO"'),
         ("blip3_grounding_50m", shard(1, captions=GROUNDING), "A disc (in the center)."),
         ("blip3_kale", shard(1, url="https://a.b/c"), "caption 1"),
-        ("blip3_kale", shard(1, caption=False, **{"caption": "From json."}), "From json."),
+        ("blip3_kale", shard(1, has_txt=False, caption="From json."), "From json."),
         ("cc12m", shard(1, suffix="png", caption="other"), "caption 1"),
     ],
     ids=["ocr", "ocr-webp", "grounding", "kale-txt", "kale-json", "pairs"],
@@ -481,9 +481,7 @@ def test_table_of_questions_is_read_by_its_columns(tmp_path: Path) -> None:
     columns = {"photo": RED, "Frage": "Was ist <image>?", "Antwort": 7, "Rolle": "Kurz."}
     options = {"image": "photo", "question": "Frage", "answer": "Antwort", "system": "Rolle"}
     assert texts_of(read(columns, "question_answer", **options)) == ["Kurz.", "Was ist <image>?", "7"]
-    assert "no such field" in str(
-        refused(columns, "question_answer", image="foto", question="Frage", answer="Antwort")
-    )
+    assert "`foto`: no such field" in str(refused(columns, "question_answer", **options | {"image": "foto"}))
     assert refused(columns | {"Antwort": True}, "question_answer", **options).reason == "wrong type"
 
 
@@ -580,9 +578,7 @@ def test_table_columns_of_lists_are_lists() -> None:
 # Names of pictures
 
 
-@pytest.mark.parametrize(
-    "name", ["pictures\\red.png", "/pictures/red.png", "\\pictures\\red.png", "./pictures/red.png"]
-)
+@pytest.mark.parametrize("name", ["pictures\\red.png", "/pictures/red.png", "\\pictures\\red.png", "./" + RED])
 def test_picture_name_as_other_systems_write_it_is_found_below_the_directory(name: str) -> None:
     record = read({"question": "Q?", "answer": "A.", "image": name}, "question_answer")
     assert next(pictures_of(record)).source == FIXTURES / RED
@@ -751,12 +747,7 @@ def test_data_check_goes_on_behind_a_record_that_cannot_be_encoded(monkeypatch: 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, [[[[[]]]]] * 9, "x" * 10**6], ids=type)
 def test_value_that_makes_no_sense_is_told_in_a_short_line(value: Any) -> None:
-    for row in (
-        {"image": value},
-        {"question": value},
-        {"answer": value, "image": RED},
-        {"id": value, "answer": 1.5e308},
-    ):
+    for row in ({"image": value}, {"question": value}, {"answer": value, "image": "gone.png"}, {"id": value}):
         reader = RowReader("question_answer", image_root=FIXTURES)
         reader({"question": "Q?", "answer": [], **row})
         (messages,) = reader.report.examples.values()

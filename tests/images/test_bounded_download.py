@@ -1,5 +1,6 @@
 """Downloads from addresses of strangers: what is public, what is refused at every step, and how long it may take."""
 
+import pickle
 import socket
 import threading
 import time
@@ -237,7 +238,7 @@ def test_image_is_asked_for_by_name_and_by_who_we_are(scheme: str, port: int, mo
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     image = fetch_image(f"{scheme}://pictures.example.com:{port}/picture")
-    assert image.size == (9, 6)  # type: ignore[union-attr]
+    assert image.size == (9, 6)
     assert Handler.asked == [("/picture", bounded_download.USER_AGENT, f"pictures.example.com:{port}")]
     assert "xgen-mm" in bounded_download.USER_AGENT
 
@@ -257,3 +258,14 @@ def test_address_that_is_none_is_the_image_error(url: str) -> None:
 def test_addresses_are_told_from_paths_whatever_their_case() -> None:
     assert all(map(is_url, ("http://a", "HTTPS://a", "hTTp://a")))
     assert not any(map(is_url, ("ftp://a", "file:///a", "a.png", "httpx://a", "", " http://a")))
+
+
+def test_error_survives_the_way_out_of_a_worker_process() -> None:
+    error = DownloadError("server error", "it answers with 503", may_pass=True, wait_seconds=7)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.reason, str(copy), copy.may_pass, copy.wait_seconds) == (
+        "server error",
+        "it answers with 503",
+        True,
+        7,
+    )

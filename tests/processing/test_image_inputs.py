@@ -36,7 +36,7 @@ def object_array(images: list[Image.Image]) -> Any:
 
 TWO_IMAGES: dict[str, Callable[[list[Image.Image]], Any]] = {
     "tuple": tuple,
-    "generator": lambda images: (image for image in images),
+    "generator": lambda images: iter(images),
     "map": lambda images: map(np.asarray, images),
     "stacked-array": lambda images: np.stack([np.asarray(image) for image in images]),
     "stacked-tensor": lambda images: torch.stack([torch.tensor(np.asarray(image)) for image in images]),
@@ -65,9 +65,7 @@ def test_two_images_in_any_shape_are_two_images(
         assert torch.equal(found[name], value), name
 
 
-@pytest.mark.parametrize(
-    "images", [[], (), [[], []], [None, None], [[None], []], (image for image in ()), np.empty(0, dtype=object)]
-)
+@pytest.mark.parametrize("images", [[], (), [[], []], [None, None], [[None], []], iter(()), np.empty(0, dtype=object)])
 def test_no_images_in_any_shape_are_text_alone(images: Any, tiny_processor: XGenMMProcessor) -> None:
     texts = ["One.", "Two."]
     found = tiny_processor(text=texts, images=images, padding=True, return_tensors="pt")
@@ -103,6 +101,7 @@ def test_samples_with_and_without_images_keep_their_order(
 
 
 def test_image_processor_without_any_image_still_refuses(tiny_processor: XGenMMProcessor) -> None:
-    for images in ([], [[], []], [None]):
+    empty: list[Any] = [[], [[], []], [None]]
+    for images in empty:
         with pytest.raises(ImageInputError, match="`images` is empty"):
             tiny_processor.image_processor(images)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from PIL import Image
 
 from xgen_mm import XGenMMForConditionalGeneration, XGenMMImageProcessor, XGenMMImageProcessorPil, XGenMMProcessor
@@ -128,3 +129,15 @@ def test_picture_of_fixed_cost_only_needs_that_many_tokens(
 def test_fewer_tokens_than_a_tile_costs_are_refused(tiny_processor: XGenMMProcessor, checker_image: Draw) -> None:
     with pytest.raises(ValueError, match="`max_image_tokens` is 3, but a tile costs 4"):
         tiny_processor(text="<image>", images=checker_image(50, 50), max_image_tokens=3)
+
+
+@pytest.mark.parametrize("max_tiles", ["4", 2.5, True, 0, -1, 2, [4]])
+def test_max_tiles_that_is_no_number_of_tiles_is_refused_wherever_it_is_given(
+    max_tiles: object, tiny_processor: XGenMMProcessor, checker_image: Callable[[int, int], Image.Image]
+) -> None:
+    image_processor = tiny_processor.image_processor
+    # Of the types, the host's own check comes first.
+    with pytest.raises((ValueError, StrictDataclassFieldValidationError), match="max_tiles"):
+        image_processor(checker_image(40, 40), max_tiles=max_tiles)
+    with pytest.raises(ValueError, match="`max_tiles` is"):
+        image_processor.get_number_of_image_patches(40, 40, {"max_tiles": max_tiles})

@@ -6,6 +6,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 from tests.publishing.hub_server import HubServer
@@ -57,7 +58,7 @@ def write_checkpoint(directory: Path) -> Path:
     (directory / "README.md").write_text("---\nlicense: mit\n---\n# Model\n\n![curve](images/curve.png)\n")
     (directory / "images").mkdir()
     for name in ("curve.png", "not_shown.png"):
-        (directory / "images" / name).write_bytes(f"picture {name}".encode())
+        Image.new("RGB", (3, 2), (len(name), 0, 0)).save(directory / "images" / name)
     for name in ("optimizer.pt", "training_args.bin", "checkpoint-7/optimizer.pt", "global_step7/states.pt"):
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_bytes(PICKLED)

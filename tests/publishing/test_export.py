@@ -139,3 +139,15 @@ def test_adapter_without_a_base_is_refused(adapted: Adapted, tmp_path: Path) -> 
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
     with pytest.raises(XGenMMError, match="base_model_name_or_path"):
         export_checkpoint(tmp_path, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("name", ["README.md", "chat_template.jinja", "tokenizer.json"])
+def test_export_follows_no_link_out_of_its_source(name: str, tmp_path: Path) -> None:
+    source, secret = tmp_path / "source", tmp_path / "secret"
+    shutil.copytree(xgen_mm.tiny_checkpoint(), source)
+    secret.write_text("private words", encoding="utf-8")
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to(secret)
+    with pytest.raises(XGenMMError, match=f"links that lead out of it.*{name}"):
+        export_checkpoint(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -137,11 +137,11 @@ def test_damaged_page_is_found(old: str, new: str, finding: str) -> None:
         pytest.param("see file:///x", "a path of this machine", id="file-url"),
         pytest.param("C:\\Users\\me", "a path of this machine", id="windows"),
         pytest.param("~/runs/1", "a path of this machine", id="tilde"),
-        pytest.param("hf_" + "aB3" * 10, "an access token", id="hub-token"),
-        pytest.param("AKIA" + "ABCD" * 4, "an access token", id="cloud-token"),
+        pytest.param("hf_" + "aB3" * 10, "a Hugging Face token", id="hub-token"),
+        pytest.param("AKIA" + "ABCD" * 4, "an AWS access key", id="cloud-token"),
         pytest.param("-----BEGIN OPENSSH " + "PRIVATE KEY-----", "a private key", id="key"),
-        pytest.param("https://me:hunter22@example.org", "a password", id="url-password"),
-        pytest.param("api_key = 12345678", "a password", id="api-key"),
+        pytest.param("https://me:hunter22@example.org", "an address with a password", id="url-password"),
+        pytest.param("api_key = 12345678", "a password or key", id="api-key"),
         pytest.param("{{ summary }}", "an unfilled placeholder", id="placeholder"),
     ],
 )
@@ -172,3 +172,24 @@ def test_own_figure_without_a_sourced_table_is_found() -> None:
     assert check_text(text) == []
     findings = check_text(text.replace("\nSource: ", "\nFrom: "))
     assert "one digit: the metadata states a figure without a source" in findings
+
+
+BOMB = "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 40))])
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(BOMB, id="aliases"),
+        pytest.param("a: " + "[" * 5000 + "]" * 5000, id="deep"),
+        pytest.param("a: &a [*a]", id="itself"),
+        pytest.param("a: 2024-99-99", id="date"),
+        pytest.param("a: " + "9" * 5000, id="number"),
+        pytest.param("- a", id="list"),
+        pytest.param("model-index: 7", id="index"),
+    ],
+)
+def test_metadata_that_do_harm_are_one_finding(block: str) -> None:
+    findings = check_text(f"---\n{block}\n---\n# Model\n")
+    assert any("the metadata cannot be read" in line for line in findings), findings
+    assert all("\n" not in line and len(line) < 2000 for line in findings)

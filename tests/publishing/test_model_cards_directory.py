@@ -184,7 +184,7 @@ def test_directory_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_checkpoint_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "phi3"}')
-    with pytest.raises(XGenMMError, match="is of a `phi3` model"):
+    with pytest.raises(XGenMMError, match="is a `phi3` model"):
         card_for_directory(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -456,6 +457,16 @@ LEAKS = {
     "openai": ("config.json", {"a": {"b": ["x", SECRET]}}, r"config.json: `a.b\[1\]`: an API key \(sk-...\)"),
     "private-key": ("LICENSE", "-----BEGIN RSA " + "PRIVATE KEY-----\nabc", "LICENSE, line 1: a private key"),
     "password": ("README.md", "see https://me:" + "word@host/x", "README.md, line 1: an address with a password"),
+    "env": ("README.md", "export OPENAI_API_" + "KEY=abcdefghijkl", "README.md, line 1: a secret in a variable"),
+    "env-quoted": ("README.md", "WANDB_API_" + "KEY: 'a1b2c3d4e5'", "README.md, line 1: a secret in a variable"),
+    "env-token": ("README.md", "MY_SERVICE_TO" + "KEN=abcdefghijk", "README.md, line 1: a secret in a variable"),
+    "jwt": ("README.md", ".".join(("eyJhbGciOiJI", "eyJzdWIiOiIx", "c2lnbmF0dXJl")), "README.md, line 1: a JSON web"),
+    "query": ("README.md", "https://x.org/a?to" + "ken=abcdefgh12", "README.md, line 1: an address with a token"),
+    "signed": ("README.md", "https://x.org/a?b=1&X-Amz-Signature=" + "0a" * 16, "line 1: an address with a token"),
+    "short-token": ("README.md", "hf_" + "a1" * 12, "README.md, line 1: a Hugging Face token"),
+    "bearer": ("README.md", "Authorization: Bearer " + "a1" * 12, "README.md, line 1: a bearer token"),
+    "env-in-json": ("config.json", {"env": {"GITHUB_TOKEN": "word"}}, "config.json: `env.GITHUB_TOKEN`: a secret"),
+    "in-picture": ("images/curve.png", "not a picture", "README.md shows images/curve.png, which is no image"),
     "key-name": ("tokenizer_config.json", {"token": "word"}, "tokenizer_config.json: `token`: a secret"),
     "in-vocabulary": ("vocab.json", {SECRET: 0}, "vocab.json, line 1: an API key"),
     "home": ("README.md", "Trained in /home/me/run.", "README.md, line 1: a path of this computer"),
@@ -503,6 +514,9 @@ def test_local_path_in_the_metadata_of_weights_is_refused(hub: HubServer, direct
         r"{{ 'Q:\nWhat?\nA:\n' }}",
         "hf_hub_download(repo_id) and sk-learn",
         "user:password@ is how it is written",
+        'MAX_TOKENS=100000000, API_KEY=<your key>, api_key=environ["KEY"], TOKEN=$HF_TOKEN, api_key=settings.key',
+        "IMAGE_TOKEN: str = '<image>' and https://x.org/a?token=<token>&page=12345678",
+        "the eyJ prefix, a bearer of news, hf_transfer",
     ],
 )
 def test_harmless_text_is_pushed(hub: HubServer, directory: Path, text: str) -> None:
@@ -564,3 +578,48 @@ def test_directory_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
         push_checkpoint(tmp_path, REPO, dry_run=True)
     with pytest.raises(PushError, match="is no directory"):
         push_checkpoint(tmp_path / "missing", REPO, dry_run=True)
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", SHARDS[0], "tokenizer.json", "images/curve.png"])
+def test_link_that_leads_out_of_the_directory_is_refused(
+    hub: HubServer, directory: Path, tmp_path: Path, name: str
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (directory / name).rename(elsewhere)
+    (directory / name).symlink_to(elsewhere)
+    with pytest.raises(PushError, match=rf"links that lead out of it.*{name}"):
+        push_checkpoint(directory, REPO)
+    assert hub.requests == []
+
+
+def test_folder_of_pictures_that_is_a_link_is_refused(hub: HubServer, directory: Path, tmp_path: Path) -> None:
+    (directory / "images").rename(tmp_path / "elsewhere")
+    (directory / "images").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PushError, match=r"links that lead out of it.*images/curve\.png"):
+        push_checkpoint(directory, REPO)
+    assert hub.requests == []
+
+
+def test_links_inside_and_into_the_store_of_the_cache_are_what_they_say(directory: Path, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0"
+    blobs.mkdir(parents=True)
+    shutil.copytree(directory, snapshot)
+    for name in (SHARDS[0], "config.json"):
+        (snapshot / name).rename(blobs / name)
+        (snapshot / name).symlink_to(blobs / name)
+    (snapshot / "LICENSE").symlink_to(snapshot / "README.md")
+    assert SHARDS[0] in push_checkpoint(snapshot, REPO, dry_run=True).files
+
+
+@pytest.mark.parametrize("depth", [5_000, 100_000])
+def test_deep_json_is_one_line(directory: Path, depth: int) -> None:
+    (directory / "tokenizer.json").write_text('{"a":' * depth + "1" + "}" * depth)
+    with pytest.raises(PushError, match=r"tokenizer\.json is (not valid JSON|nested too deeply)"):
+        push_checkpoint(directory, REPO, dry_run=True)
+
+
+def test_front_matter_that_is_a_bomb_is_one_line(directory: Path) -> None:
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 40))]
+    (directory / "README.md").write_text("\n".join(["---", *lines, "---", "# Model"]))
+    with pytest.raises(PushError, match="is no valid YAML"):
+        push_checkpoint(directory, REPO, dry_run=True)

@@ -2,12 +2,18 @@
 
 import argparse
 import json
+import os
+import re
 import sys
 import textwrap
 from typing import Any, NoReturn
+from urllib.parse import unquote, urlsplit
 
 PROGRAM = "xgen-mm"
 HELP_WIDTH = 100
+# Arguments that are paths, or may be.
+_PATHS = frozenset({"DIR", "FILE", "PATH", "RECIPE.yaml", "SRC", "DST", "MODEL", "RESULTS", "A", "B"})
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -51,6 +57,12 @@ class CommandParser(argparse.ArgumentParser):
                 return dict(action.choices)
         return {}
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Value of an argument; paths may be written with `~`, which shells leave alone in quotes, or as `file://`."""
+        if isinstance(action.metavar, str) and not _PATHS.isdisjoint(action.metavar.split("|")):
+            arg_string = local_path(arg_string)
+        return super()._get_value(action, arg_string)
+
     def error(self, message: str) -> NoReturn:
         """Report a wrong command line.
 
@@ -60,9 +72,42 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(f"{message} (`{self.prog} --help` lists what is possible)")
 
 
+def local_path(text: str) -> str:
+    """Path as the file system knows it.
+
+    Raises:
+        UserError: If it differs by a blank at an end from one that exists.
+
+    >>> local_path("file:///data/my%20model")
+    '/data/my model'
+    """
+    if text[:7].lower() == "file://":
+        address = urlsplit(text)
+        if address.netloc.lower() not in ("", "localhost"):
+            raise UserError(f"`{text}` names a file of another machine; give a path of this one.")
+        text = unquote(address.path)
+    path = os.path.expanduser(text) if text.startswith("~") else text
+    if path != path.strip() and not os.path.lexists(path) and os.path.lexists(path.strip()):
+        raise UserError(f"{path!r} begins or ends with a blank; `{path.strip()}` exists.")
+    return path
+
+
+def check_text(text: str, *, name: str) -> None:
+    """Refuse text that is none, such as bytes of another encoding on the command line.
+
+    Raises:
+        UserError: If it cannot be written as UTF-8.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} is no UTF-8 text (character {error.start + 1}); write it in UTF-8.") from error
+
+
 def print_text(text: str = "", *, end: str = "\n") -> None:
     """Write results to stdout, at once."""
-    sys.stdout.write(text + end)
+    # Names of files need not be text; what cannot be written is escaped, as Python and JSON do it.
+    sys.stdout.write(_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + end)
     sys.stdout.flush()
 
 
@@ -73,7 +118,7 @@ def print_json(value: Any) -> None:
 
 def log(message: str) -> None:
     """Tell the person at the terminal what is going on, on stderr."""
-    sys.stderr.write(message + "\n")
+    sys.stderr.write(_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", message) + "\n")
     sys.stderr.flush()
 
 

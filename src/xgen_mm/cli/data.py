@@ -86,11 +86,13 @@ def format_option(text: str) -> tuple[str, Any]:
     """Parse `NAME=VALUE`, the value in YAML."""
     import yaml
 
+    from ..sections import load_yaml
+
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise argparse.ArgumentTypeError(f"{text!r} is no option; write NAME=VALUE")
     try:
-        return name, yaml.safe_load(value)
+        return name, load_yaml(value)
     except yaml.YAMLError as error:
         raise argparse.ArgumentTypeError(f"the value of {name!r} is no YAML: {value!r}") from error
 

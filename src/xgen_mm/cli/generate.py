@@ -9,7 +9,7 @@ import re
 import sys
 from typing import Any
 
-from .console import UserError, print_json, print_text
+from .console import UserError, check_text, print_json, print_text
 
 SUMMARY = "answer a question about pictures"
 USAGE = "[options] [--image FILE|URL]... PROMPT"
@@ -66,6 +66,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print one answer."""
     prompt = sys.stdin.read().rstrip("\n") if args.prompt == "-" else args.prompt
+    check_text(prompt, name="the prompt")
+    check_text(args.system or "", name="`--system`")
     parts = split_prompt(prompt, num_images=len(args.images), is_raw=args.raw)
     if args.raw and args.system:
         raise UserError("`--system` needs the chat template; write the system prompt into the raw prompt instead.")

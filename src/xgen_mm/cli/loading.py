@@ -1,5 +1,6 @@
 """Find and load what a command line names: a checkpoint, a device, pictures. Imports torch and transformers."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from xgen_mm.errors import XGenMMError
 from xgen_mm.images.bounded_download import is_url
 from xgen_mm.processing.image_loading import fetch_image
 
-from .console import UserError, log, one_line
+from .console import UserError, local_path, log, one_line
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MODEL_TYPES = tuple(family.model_type for family in FAMILIES)
@@ -175,10 +176,11 @@ def open_pictures(sources: Sequence[str]) -> list[Any]:
         UserError: If a file does not exist.
         ImageInputError: If a picture cannot be fetched or decoded.
     """
-    missing = [source for source in sources if not _is_remote(source) and not Path(source).expanduser().is_file()]
+    sources = [source if _is_remote(source) else local_path(source) for source in sources]
+    missing = [source for source in sources if not _is_remote(source) and not os.path.isfile(source)]
     if missing:
         raise UserError(f"no such picture: {', '.join(f'`{source}`' for source in missing)}.")
-    return [fetch_image(source if _is_remote(source) else Path(source).expanduser()) for source in sources]
+    return [fetch_image(source if _is_remote(source) else Path(source)) for source in sources]
 
 
 def _is_remote(source: str) -> bool:

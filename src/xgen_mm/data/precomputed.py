@@ -8,12 +8,13 @@ them back needs no decoding. A directory belongs to one tower and one way of cut
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -46,7 +47,7 @@ class FeatureWriter:
         pictures_per_shard: Pictures per file.
 
     Raises:
-        FeatureStoreError: If the directory belongs to another tower or other settings.
+        FeatureStoreError: If the directory belongs to another tower or other settings, or holds a damaged file.
         DirectoryInUseError: If another writer has the directory.
         ValueError: If the model's resampler needs more than features, as that of v1 does.
     """
@@ -62,11 +63,8 @@ class FeatureWriter:
         # Held until nobody has this writer any more.
         self._lock = DirectoryLock(self.directory).acquire()
         fingerprint = fingerprint_of(model, processor)
-        path = self.directory / FINGERPRINT_FILE
-        if path.is_file():
-            check_fingerprint(json.loads(path.read_text(encoding="utf-8")), fingerprint, directory=self.directory)
-        else:
-            path.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
+        _write_fingerprint(fingerprint, self.directory)
+        check_fingerprint(_read_fingerprint(self.directory), fingerprint, directory=self.directory)
         self._known = set(_index(self.directory))
         self._pending: dict[str, torch.Tensor] = {}
 
@@ -97,15 +95,23 @@ class FeatureWriter:
         return computed
 
     def flush(self) -> None:
-        """Write what has been computed; call it at the end."""
+        """Write what has been computed; call it at the end.
+
+        Raises:
+            FeatureStoreError: If the file cannot be written. What was computed is kept for another call.
+        """
         if not self._pending:
             return
-        number = len(list(self.directory.glob("features-*.safetensors")))
-        path = self.directory / SHARD_PATTERN.format(number=number)
+        path, unfinished = _reserve_shard(self.directory)
         # Under another name until it is complete, so that an interrupted run leaves no broken file.
-        unfinished = path.with_suffix(".unfinished")
-        save_file(self._pending, unfinished)
-        unfinished.rename(path)
+        try:
+            save_file(self._pending, unfinished)
+            unfinished.rename(path)
+        except (OSError, SafetensorError) as error:
+            unfinished.unlink(missing_ok=True)
+            raise FeatureStoreError(
+                f"`{path}` cannot be written ({error}). Make room on the disk and call `flush` again."
+            ) from error
         self._pending = {}
 
 
@@ -118,16 +124,13 @@ class FeatureReader:
         processor: Its processor.
 
     Raises:
-        FeatureStoreError: If the features belong to another tower or other settings.
+        FeatureStoreError: If the features belong to another tower or other settings, or a file is damaged.
         FileNotFoundError: If there are none.
     """
 
     def __init__(self, directory: str | Path, *, model: Any, processor: Any) -> None:
         self.directory = Path(directory)
-        path = self.directory / FINGERPRINT_FILE
-        if not path.is_file():
-            raise FileNotFoundError(f"`{path}` is missing; write features with `FeatureWriter` first.")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = _read_fingerprint(self.directory)
         check_fingerprint(found, fingerprint_of(model, processor), directory=self.directory)
         self.has_sizes = bool(found["has_sizes"])
         self._files = _index(self.directory)
@@ -151,16 +154,21 @@ class FeatureReader:
                 f"`{self.directory}` lacks the features of {len(missing)} of {len(keys)} pictures (first key: "
                 f"{keys[missing[0]][:12]}). Add them with `FeatureWriter`, or decode pictures instead."
             )
-        features = torch.cat([self._file(self._files[key]).get_tensor(key) for key in keys])
+        features = torch.cat([self._read(key) for key in keys])
         batch: Batch = {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(last_hidden_state=features)}}
         if self.has_sizes:
             batch["image_sizes"] = torch.tensor([picture_size(picture) for picture in pictures])
         return batch
 
-    def _file(self, path: Path) -> Any:
-        if path not in self._open:
-            self._open[path] = safe_open(path, framework="pt")
-        return self._open[path]
+    def _read(self, key: str) -> torch.Tensor:
+        path = self._files[key]
+        try:
+            if path not in self._open:
+                self._open[path] = safe_open(path, framework="pt")
+            tensor: torch.Tensor = self._open[path].get_tensor(key)
+        except (OSError, SafetensorError) as error:
+            raise _damaged(path, error) from error
+        return tensor
 
 
 def content_key(picture: Picture) -> str:
@@ -223,9 +231,72 @@ def check_fingerprint(found: dict[str, Any], expected: dict[str, Any], *, direct
         )
 
 
+def _write_fingerprint(fingerprint: dict[str, Any], directory: Path) -> None:
+    """Write the file if there is none; it appears as a whole, and the first of several writers wins."""
+    path = directory / FINGERPRINT_FILE
+    if path.exists():
+        return
+    unfinished = directory / f"{FINGERPRINT_FILE}.{uuid.uuid4().hex}.unfinished"
+    unfinished.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
+    try:
+        os.link(unfinished, path)
+    except FileExistsError:
+        # Another writer was faster; its fingerprint is compared with ours.
+        pass
+    except OSError:
+        # A file system without links, where two writers at the very same moment go unnoticed.
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _read_fingerprint(directory: Path) -> dict[str, Any]:
+    path = directory / FINGERPRINT_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"`{path}` is missing; write features with `FeatureWriter` first.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        found = error
+    if not isinstance(found, dict) or "has_sizes" not in found:
+        raise FeatureStoreError(
+            f"`{path}` is damaged: it does not say which tower the features belong to. Compute them anew in an empty "
+            "directory."
+        )
+    return found
+
+
+def _reserve_shard(directory: Path) -> tuple[Path, Path]:
+    """The next free name, and the unfinished file that keeps it from all other writers."""
+    number = len(list(directory.glob("features-*.safetensors")))
+    while True:
+        path = directory / SHARD_PATTERN.format(number=number)
+        unfinished = path.with_suffix(".unfinished")
+        number += 1
+        try:
+            unfinished.touch(exist_ok=False)
+        except FileExistsError:
+            # Another writer's, or left behind by one that was killed.
+            continue
+        # Looked for only now: whoever had this number before has finished its file or given it up.
+        if not path.exists():
+            return path, unfinished
+        unfinished.unlink()
+
+
+def _damaged(path: Path, error: Exception) -> FeatureStoreError:
+    return FeatureStoreError(
+        f"`{path}` is no whole file of features ({error}). Delete it and compute the features of its pictures again "
+        "with `FeatureWriter`."
+    )
+
+
 def _index(directory: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(directory.glob("features-*.safetensors")):
-        with safe_open(path, framework="pt") as shard:
-            files |= dict.fromkeys(shard.keys(), path)
+        try:
+            with safe_open(path, framework="pt") as shard:
+                files |= dict.fromkeys(shard.keys(), path)
+        except (OSError, SafetensorError) as error:
+            raise _damaged(path, error) from error
     return files

@@ -64,7 +64,8 @@ class RowReader:
         check: PictureCheck = "header",
     ) -> None:
         self.reader: FormatReader = make_reader(format, options)
-        self.rules = PictureRules(roots=_roots_of(image_root), check=check)
+        self.roots = _roots_of(image_root)
+        self.rules = PictureRules(check=check)
         self.policy = check_policy(policy)
         self.report = ReadReport()
 
@@ -78,7 +79,7 @@ class RowReader:
         Raises:
             DataError: If the row is broken and the policy is `raise`.
         """
-        return self.read_at(values, key=key or f"row {self.report.num_rows}", roots=self.rules.roots)
+        return self.read_at(values, key=key or f"row {self.report.num_rows}", roots=self.roots)
 
     def read_at(self, values: Mapping[str, Any] | DataError, *, key: str, roots: tuple[Path, ...]) -> list[Record]:
         """Records of a row whose pictures are in one of `roots`."""
@@ -101,7 +102,7 @@ class RowReader:
     def _read(self, values: Mapping[str, Any] | DataError, key: str, roots: tuple[Path, ...]) -> list[Record]:
         if isinstance(values, DataError):
             raise values
-        rules = replace(self.rules, roots=roots)
+        rules = replace(self.rules, root=roots[0] if roots else None, other_roots=roots[1:])
         row = Row(values=values, dataset=self.reader.dataset, key=key, rules=rules)
         if self.reader.has_fields_in_json:
             row = row.with_json_member()

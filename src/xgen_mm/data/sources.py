@@ -20,7 +20,11 @@ import yaml
 
 from ..errors import DataError
 from ..images.bounded_download import is_url
+from ..sections import load_yaml
 from .splits import choose_split, split_of
+
+# Under which releases keep the list of their rows, where the file is one object.
+_LIST_NAMES = ("questions", "data", "annotations")
 
 # A row as it came, or what is wrong with it; with its position in its file.
 RawRow: TypeAlias = dict[str, Any] | DataError
@@ -226,7 +230,7 @@ def is_saved_dataset(path: str | Path) -> bool:
 
 def _read_counts(path: Path) -> list[Selection]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"`{path}` is no YAML file that can be read: {' '.join(str(error).split())}.") from error
     counts = content.get("data_path") if isinstance(content, dict) else None
@@ -364,16 +368,28 @@ def _read_json(path: Path) -> Iterator[RawRow]:
                 # What follows cannot be told apart, so the rest of the file is one broken row.
                 yield DataError("wrong JSON", f"{where}: {value}; nothing behind it can be read.")
                 return
-            if number == 0 and not is_list and _is_keyed(value) and buffer.skip(" \t\r\n") == "":
-                yield from ({"id": name, **fields} for name, fields in value.items())
+            if number == 0 and not is_list and isinstance(value, dict) and buffer.skip(" \t\r\n") == "":
+                yield from _rows_in_object(value)
                 return
             yield value if isinstance(value, dict) else DataError("wrong nesting", f"{where}: expected an object.")
             number += 1
 
 
-def _is_keyed(value: Any) -> bool:
-    """Whether an object holds rows by their ids."""
-    return isinstance(value, dict) and len(value) > 1 and all(isinstance(item, dict) for item in value.values())
+def _rows_in_object(value: dict[str, Any]) -> Iterator[RawRow]:
+    """Rows of a file that is one object: those of a list in it, its values with their names, or itself."""
+    lists = [value[name] for name in _LIST_NAMES if isinstance(value.get(name), list)]
+    if lists:
+        named = list(enumerate(lists[0]))
+    elif sum(isinstance(item, dict) for item in value.values()) > len(value) // 2:
+        named = list(value.items())
+    else:
+        yield value
+        return
+    for name, row in named:
+        if not isinstance(row, dict):
+            yield DataError("wrong nesting", f"row {str(name)[:60]}: expected an object.")
+        else:
+            yield row if lists else {"__key__": name, **row}
 
 
 class _Buffer:
@@ -429,8 +445,8 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> Iterator[RawRow]:
         has_header = not columns or not any(is_url(cell.strip('"')) for cell in first.split(delimiter))
         # Tables of the web without a header know no quoting: a caption that begins with a quotation mark is no
         # beginning of a field that goes on over the lines that follow.
-        quoting = csv.QUOTE_NONE if not has_header and delimiter == "\t" else csv.QUOTE_MINIMAL
-        lines = csv.reader(file, delimiter=delimiter, quoting=quoting)
+        is_plain = not has_header and delimiter == "\t"
+        lines = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL)
         number = 0
         try:
             names = tuple(next(lines, [])) if has_header else columns

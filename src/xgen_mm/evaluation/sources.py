@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,8 +12,6 @@ from .task import HubData, Task, TaskError
 
 # Columns that rows get beside their own: name of their file without its ending, and their name in an object of rows.
 FILE_COLUMN, KEY_COLUMN = "__file__", "__key__"
-# Under which releases keep the list of their rows, where the file is one object.
-_LIST_KEYS = ("questions", "data", "annotations")
 # Rows that are looked at for the columns that data have: not every row has all.
 _FIRST_ROWS = 32
 # MME's release has a directory per category with these two, or their files beside one another.
@@ -59,7 +57,7 @@ class DataSource:
             for selection in self._files(self.path):
                 roots = picture_roots(selection)
                 rows = _until_fault((row for _, row in read_rows(selection)), name=selection.path.name)
-                for row in _unpacked(rows) if _is_object(selection.path) else rows:
+                for row in rows:
                     yield {FILE_COLUMN: selection.path.stem, **row} if isinstance(row, Mapping) else row, roots
 
     def first_rows(self) -> dict[str, Any]:
@@ -169,42 +167,6 @@ def _until_fault(rows: Iterable[RawRow], *, name: str) -> Iterator[RawRow]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         yield DataError("wrong nesting", f"{name}: {reason.rstrip('.')}; nothing behind it can be read.")
-
-
-def _is_object(path: Path) -> bool:
-    """Whether a JSON file begins with an object instead of a list of rows."""
-    if path.suffix != ".json":
-        return False
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        return file.read(1024).lstrip()[:1] == "{"
-
-
-def _unpacked(rows: Iterator[RawRow]) -> Iterator[RawRow]:
-    """Rows of a file that is one object: those of the list in it, or its values, each with its name.
-
-    A file of several objects, one after the other, is no such file.
-    """
-    first, second = next(rows, None), next(rows, None)
-    if first is None:
-        return
-    if second is not None or not isinstance(first, Mapping):
-        # The rows of an object of rows come with their names as `id`, before their own fields.
-        for row in chain([first], [] if second is None else [second], rows):
-            yield {KEY_COLUMN: row["id"], **row} if isinstance(row, dict) and next(iter(row), "") == "id" else row
-        return
-    lists = [first[key] for key in _LIST_KEYS if isinstance(first.get(key), list)]
-    if lists:
-        for number, row in enumerate(lists[0]):
-            yield row if isinstance(row, dict) else _no_object(number)
-    elif sum(isinstance(value, Mapping) for value in first.values()) > len(first) // 2:
-        for name, row in first.items():
-            yield {KEY_COLUMN: name, "id": name, **row} if isinstance(row, dict) else _no_object(name)
-    else:
-        yield first
-
-
-def _no_object(name: object) -> DataError:
-    return DataError("wrong nesting", f"row {str(name)[:60]}: expected an object.")
 
 
 def _find_question_texts(path: Path) -> list[Path]:

@@ -8,6 +8,7 @@ import time
 import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from ..errors import ImageInputError
@@ -85,6 +86,10 @@ class DownloadError(ImageInputError):
         self.reason: DownloadReason = reason
         self.may_pass = may_pass
         self.wait_seconds = wait_seconds
+
+    def __reduce__(self) -> Any:
+        """All facts, so that the error survives the way out of a worker process."""
+        return partial(type(self), may_pass=self.may_pass, wait_seconds=self.wait_seconds), (self.reason, str(self))
 
 
 def is_url(source: str) -> bool:

@@ -288,7 +288,7 @@ def _path_of(source: str) -> str | None:
         address = urlsplit(source)
         if address.netloc.lower() not in ("", "localhost"):
             raise ImageInputError(
-                f"{_shorten(source)!r} names a file of another machine; expected `file:///path` or a plain path."
+                f"{_shorten(source)!r} names a file of another machine; expected one of this machine, or a plain path."
             )
         return unquote(address.path)
     if os.path.isfile(source):

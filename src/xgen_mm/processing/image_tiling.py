@@ -127,6 +127,7 @@ class XGenMMBaseImageProcessor(BaseImageProcessor):
         size = settings.get("size", self.size)
         tile_size = tile_edge(size if isinstance(size, SizeDict) else SizeDict(**get_size_dict(size)))
         pinpoints, max_tiles = settings["image_grid_pinpoints"], settings["max_tiles"]
+        _check_budget(max_tiles, pinpoints, tile_size=tile_size)
         counts: dict[Size, int] = {}
         for image_size in set(image_sizes):
             limited = limited_size(image_size, pinpoints=pinpoints, tile_size=tile_size, max_tiles=max_tiles)
@@ -178,6 +179,8 @@ def _check_pinpoints(pinpoints: Sequence[Sequence[int]] | None, *, tile_size: in
 
 
 def _check_budget(max_tiles: int | None, pinpoints: Sequence[Sequence[int]], *, tile_size: int) -> None:
+    if max_tiles is not None and (isinstance(max_tiles, bool) or not isinstance(max_tiles, int | np.integer)):
+        raise ValueError(f"`max_tiles` is {max_tiles!r}; expected a whole number of tiles, or `None` for no limit.")
     fewest = min(_num_tiles(canvas, tile_size=tile_size) for canvas in pinpoints)
     if max_tiles is not None and max_tiles < fewest:
         raise ValueError(

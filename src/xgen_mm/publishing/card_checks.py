@@ -9,8 +9,10 @@ import yaml
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
+from ..sections import load_yaml
 from .card_facts import CardFacts, ResultTable
 from .card_metadata import DATASET_TYPE, PIPELINE_TAG, eval_results, split_of
+from .secret_patterns import kinds_of_secrets
 
 # Half of the last printed digit, and a little for the arithmetic.
 TOLERANCE = 0.05 + 1e-9
@@ -19,12 +21,6 @@ LEAKS = {
         r"(?<![\w:/.])(?:/(?:home|root|Users|tmp|mnt|media|data|work|workspace|scratch|srv|opt|var|etc|private)/[\w.-]+"
         r"|~/[\w.-]+|[A-Za-z]:\\\w+)|\bfile://"
     ),
-    "an access token": re.compile(
-        r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}"
-        r"|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}|xox[abprs]-[\w-]{10,})"
-    ),
-    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-    "a password": re.compile(r"://[^/\s:@]+:[^/\s@]+@|(?i:\b(?:password|passwd|api[_-]?key|secret)\s*[=:]\s*\S{4,})"),
     "an unfilled placeholder": re.compile(r"\{\{|\}\}|\{%|More Information Needed|\bTODO\b"),
 }
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -59,7 +55,8 @@ def check_text(text: str) -> list[str]:
     findings += [f"`{link}` is no good link: {reason}" for link, reason in _bad_links(_FENCE.sub("", body))]
     for number, line in enumerate(text.splitlines(), start=1):
         # What was found is not repeated: it may be secret.
-        findings += [f"line {number} holds {what}" for what, pattern in LEAKS.items() if pattern.search(line)]
+        found = [what for what, pattern in LEAKS.items() if pattern.search(line)]
+        findings += [f"line {number} holds {what}" for what in (*found, *kinds_of_secrets(line))]
     return findings
 
 
@@ -126,12 +123,12 @@ def _check_uniqueness(facts: CardFacts) -> Iterator[str]:
 
 def _check_metadata(block: str, body: str) -> Iterator[str]:
     try:
-        content = yaml.safe_load(block)
+        content = load_yaml(block)
         data = ModelCardData(**content)
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
         yield f"the metadata cannot be read: {' '.join(str(error).split())}"
         return
-    if yaml.safe_load(data.to_yaml()) != content:
+    if load_yaml(data.to_yaml()) != content:
         yield "the metadata changes when the Hub's library reads and writes it"
     if content.get("pipeline_tag") != PIPELINE_TAG:
         yield f"`pipeline_tag` is {content.get('pipeline_tag')!r}; expected {PIPELINE_TAG!r}"

@@ -11,7 +11,6 @@
 | `card.yaml` | anything else: fields of `CardFacts` |
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ..auto import FAMILIES
-from ..checkpoint_config import check_model_type
+from ..checkpoint_config import check_model_type, read_json_object
+from ..errors import XGenMMError
 from ..sections import read_yaml
 from ..weight_files import INDEX_NAME, SINGLE_NAME, read_raw_header, weight_files
 from .card_facts import CardError, Scalar
@@ -204,9 +204,6 @@ def _merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CardError(f"`{path}` cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CardError(f"`{path}` is no JSON object; was it cut off?")
-    return content
+        return read_json_object(path)
+    except XGenMMError as error:
+        raise CardError(str(error)) from error

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import ConversionError, PushError
+from ..errors import ConversionError, ImageInputError, PushError, XGenMMError
+from ..images.opening import WEB_FORMATS, open_header
 from ..weight_files import INDEX_NAME, SINGLE_NAME, check_weight_files, read_raw_header, weight_files
+from .links import refuse_links
 from .push_scan import scan_file
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -105,11 +107,17 @@ def plan_upload(directory: Path, *, secrets: tuple[str, ...] = ()) -> UploadPlan
     kind = _kind(directory)
     try:
         chosen = _chosen(directory)
+        refuse_links(directory, chosen)
         _check_weights(directory, chosen, kind=kind)
     except ConversionError as error:
         raise PushError(f"the weights cannot be pushed: {error}") from error
+    except PushError:
+        raise
+    except XGenMMError as error:
+        raise PushError(f"{error} Nothing was sent.") from error
     problems = [
         *_missing_modules(directory, chosen),
+        *_bad_pictures(directory, chosen),
         *(problem for name in chosen for problem in scan_file(directory, name, secrets=secrets)),
     ]
     if problems:
@@ -198,6 +206,26 @@ def _shown_pictures(directory: Path) -> list[str]:
     return shown
 
 
+def _bad_pictures(directory: Path, chosen: list[str]) -> list[str]:
+    """Files that the card shows as pictures and that are none, whatever their names say."""
+    problems = []
+    for name in chosen:
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix not in PICTURES:
+            continue
+        try:
+            if suffix == ".svg":
+                is_picture = "<svg" in (directory / name).read_text(encoding="utf-8")
+            else:
+                open_header(directory / name, name=name, formats=WEB_FORMATS).close()
+                is_picture = True
+        except (ImageInputError, OSError, UnicodeDecodeError):
+            is_picture = False
+        if not is_picture:
+            problems.append(f"README.md shows {name}, which is no image; replace it or remove it from the card.")
+    return problems
+
+
 def _check_weights(directory: Path, chosen: list[str], *, kind: str) -> None:
     weights = [name for name in chosen if name.endswith(".safetensors")]
     if kind == "adapter" and ADAPTER_WEIGHTS not in weights:
@@ -254,15 +282,20 @@ def _left_out(directory: Path, chosen: set[str]) -> dict[str, str]:
     """Reason by name; a folder from which nothing goes is one entry."""
     reasons: dict[str, str] = {}
     for path in sorted(directory.iterdir()):
-        inside = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+        inside = sorted(item for item in path.rglob("*") if item.is_file()) if _is_folder(path) else [path]
         names = [item.relative_to(directory).as_posix() for item in inside]
         rest = [name for name in names if name not in chosen]
-        if path.is_dir() and rest and len(rest) == len(names):
+        if _is_folder(path) and rest and len(rest) == len(names):
             found = {_reason(name) for name in rest}
             reasons[f"{path.name}/"] = _reason(rest[0]) if len(found) == 1 else "not part of the checkpoint"
         else:
             reasons |= {name: _reason(name) for name in rest}
     return reasons
+
+
+def _is_folder(path: Path) -> bool:
+    # What lies behind a link is nobody's business here.
+    return path.is_dir() and not path.is_symlink()
 
 
 def _reason(name: str) -> str:

@@ -12,33 +12,17 @@ from typing import Any
 
 import yaml
 
+from ..sections import load_yaml
 from ..weight_files import read_raw_header
+from .secret_patterns import SECRETS, kinds_of_secrets, names_a_secret
 
 TEXT_SUFFIXES = (".json", ".md", ".txt", ".jinja", ".py", ".svg")
 TEXT_NAMES = ("LICENSE", "NOTICE")
-# Keys whose value is a secret whatever it looks like, and keys that name another checkpoint.
-SECRET_KEYS = frozenset(
-    ("token", "use_auth_token", "auth_token", "access_token", "hub_token", "hf_token", "api_key", "password", "secret")
-)
+# Keys that name another checkpoint.
 NAME_KEYS = ("_name_or_path", "base_model_name_or_path", "name_or_path", "base_model")
 # Parts of the data of a tokenizer, which may look like anything.
 VOCABULARIES = frozenset({"vocab.json", "vocab.txt", "merges.txt"})
 
-_SECRETS: dict[str, re.Pattern[str]] = {
-    "a Hugging Face token": re.compile(r"\b(?:hf_[A-Za-z0-9]{30,}|api_org_[A-Za-z0-9]{30,})"),
-    "an AWS access key": re.compile(
-        r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|aws_secret_access_key\W{1,5}[A-Za-z0-9/+=]{40}", re.IGNORECASE
-    ),
-    "a GitHub token": re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{22,})"),
-    "a GitLab token": re.compile(r"\bglpat-[\w-]{20,}"),
-    "an API key (sk-...)": re.compile(r"(?<![\w-])sk-(?=[\w-]*\d)[\w-]{20,}"),
-    "a Google API key": re.compile(r"\bAIza[\w-]{35}"),
-    "a Slack token": re.compile(r"\bxox[abprs]-[\w-]{10,}"),
-    "a private key": re.compile(r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY"),
-    "an address with a password": re.compile(
-        r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"'<>{}]+:[^\s/@\"'<>{}]+@", re.IGNORECASE
-    ),
-}
 # In running text only paths that are certainly somebody's; a whole value may be any path.
 _PATH_IN_TEXT = re.compile(
     r"(?<![\w.:/~$}-])/(?:home|Users|root|mnt|tmp|scratch|Volumes|workspace|gpfs|lustre|fsx|nfs|private/var|var/folders)"
@@ -76,9 +60,14 @@ def scan_file(directory: Path, name: str, *, secrets: tuple[str, ...] = ()) -> l
         return _unique([*findings, *(() if name in VOCABULARIES else _scan_text(directory, name, text))])
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return [f"{name} is not valid JSON; save it again."]
-    by_key = [] if name in VOCABULARIES else _scan_values(directory, name, _without_vocabulary(content), secrets, ())
+    try:
+        by_key = (
+            [] if name in VOCABULARIES else [*_scan_values(directory, name, _without_vocabulary(content), secrets, ())]
+        )
+    except RecursionError:
+        return [f"{name} is nested too deeply to be searched; it is none of a checkpoint's own files, remove it."]
     # The text as a whole also holds vocabularies and keys.
     return _unique(by_key) or _unique(_scan_secrets(name, text, secrets))
 
@@ -90,7 +79,7 @@ def _scan_text(directory: Path, name: str, text: str) -> Iterator[str]:
     match = _FRONT_MATTER.match(text) if name == "README.md" else None
     if match is not None:
         try:
-            content = yaml.safe_load(match[1])
+            content = load_yaml(match[1])
         except yaml.YAMLError:
             yield f"{name}: its metadata between the `---` lines is no valid YAML; correct it."
         else:
@@ -98,7 +87,7 @@ def _scan_text(directory: Path, name: str, text: str) -> Iterator[str]:
 
 
 def _scan_secrets(name: str, text: str, secrets: tuple[str, ...]) -> Iterator[str]:
-    for kind, pattern in _SECRETS.items():
+    for kind, pattern in SECRETS.items():
         for match in pattern.finditer(text):
             yield f"{name}, line {_line_of(text, match.start())}: {kind}; {_SECRET_REMEDY}."
     for secret in secrets:
@@ -111,7 +100,7 @@ def _line_of(text: str, position: int) -> int:
 
 
 def _secrets_in(text: str, secrets: tuple[str, ...]) -> list[str]:
-    kinds = [kind for kind, pattern in _SECRETS.items() if pattern.search(text)]
+    kinds = kinds_of_secrets(text)
     if not kinds and any(secret in text for secret in secrets):
         kinds.append("the token in use")
     return kinds
@@ -132,7 +121,7 @@ def _scan_values(
     elif isinstance(content, str) and content:
         place = f"{name}: `{'.'.join(keys)}`" if keys else name
         last = keys[-1].partition("[")[0] if keys else ""
-        kinds = ["a secret"] if last in SECRET_KEYS else _secrets_in(content, secrets)
+        kinds = ["a secret"] if names_a_secret(last) else _secrets_in(content, secrets)
         for kind in kinds:
             yield f"{place}: {kind}; {_SECRET_REMEDY}."
         if _PATH_AS_VALUE.fullmatch(content) or _mentions_path(directory, content):

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ..data.mixture_presets import load_preset
-from ..sections import SectionError, nearest, parse_section, read_yaml
+from ..sections import SectionError, load_yaml, nearest, parse_section, read_yaml
 from .recipe_sections import (
     BatchSection,
     DataSection,
@@ -207,7 +207,7 @@ def _apply(content: dict[str, Any], change: str) -> None:
     if not sign or not all(keys):
         raise RecipeError(f"`--set {change}` has no value; write `--set section.key=value`.")
     try:
-        value = yaml.safe_load(text)
+        value = load_yaml(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"`--set {change}`: {text!r} is no YAML value.") from error
     place: Any = content

@@ -48,14 +48,16 @@ class PictureRules:
     """How pictures of rows are found and how far they are looked at.
 
     Attributes:
-        roots: Directories in which picture names are looked up, one after the other. Names that lead out of them are
-            refused; links inside them are followed, because whoever made the directory put them there.
+        root: Directory in which picture names are looked up. Names that lead out of it are refused; links inside it
+            are followed, because whoever made the directory put them there.
+        other_roots: Directories in which they are looked up after it.
         check: `header` opens files and bytes as far as their size, `full` decodes them, `none` does not look at them.
             URLs are not looked at here.
         max_bytes: Largest picture in bytes.
     """
 
-    roots: tuple[Path, ...] = ()
+    root: Path | None = None
+    other_roots: tuple[Path, ...] = ()
     check: PictureCheck = "header"
     max_bytes: int = MAX_IMAGE_BYTES
 
@@ -245,7 +247,8 @@ class Row:
         return Picture(Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1))))
 
     def _path(self, name: str, where: str) -> Path:
-        if not self.rules.roots:
+        first, others = self.rules.root, self.rules.other_roots
+        if first is None:
             raise self.error(
                 "missing image", where, f"{preview(name)} is a file name; say where pictures are: `image_root`"
             )
@@ -257,18 +260,17 @@ class Row:
         is_outside = ntpath.splitdrive(name)[0] or ".." in name.replace("\\", "/").split("/")
         # As it is; as Windows writes it; and from the directory on, as some data sets write all of their names.
         spellings = [name, name.replace("\\", "/"), name.replace("\\", "/").lstrip("/")]
-        for root in self.rules.roots if not is_outside else ():
+        for root in (first, *others) if not is_outside else ():
             base = os.path.abspath(root)
             for spelling in dict.fromkeys(spellings):
                 # Joining an absolute name gives that name, so one below the root is accepted and any other is not.
                 path = os.path.normpath(os.path.join(base, spelling))
                 if os.path.commonpath([base, path]) == base and os.path.isfile(path):
                     return Path(path)
-        first = self.rules.roots[0]
         if is_outside or os.path.isabs(name):
             raise self.error("unsafe path", where, f"{preview(name)} leads out of `{first}`; expected a name below it")
-        others = f" or {len(self.rules.roots) - 1} directories beside it" if len(self.rules.roots) > 1 else ""
-        raise self.error("missing image", where, f"there is no file {preview(name)} in `{first}`{others}")
+        beside = "".join(f" or `{root}`" for root in others)
+        raise self.error("missing image", where, f"there is no file {preview(name)} in `{first}`{beside}")
 
     def _decode_uri(self, uri: str, where: str) -> bytes:
         if len(uri) > 2 * self.rules.max_bytes:
