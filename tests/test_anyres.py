@@ -117,3 +117,7 @@ def test_best_canvas_without_pixels_names_the_size(size: tuple[int, int]) -> Non
 def test_best_canvas_without_canvases_is_refused() -> None:
     with pytest.raises(ValueError, match="`pinpoints` is empty"):
         best_canvas((5, 5), [])
+
+
+def test_of_canvases_that_keep_all_pixels_the_one_with_the_least_waste_is_chosen() -> None:
+    assert best_canvas((100, 100), [(768, 768), (384, 768)]) == (384, 768)

@@ -250,9 +250,8 @@ def test_every_string_of_messages_tools_and_documents() -> None:
 
 def test_values_that_are_no_texts_reach_the_template_unchanged() -> None:
     tokenizer = language_model_tokenizer()
-    processor = make_processor(
-        tokenizer, extend_chat_template("{{ messages | tojson }}{{ tools | tojson }}", tokenizer)
-    )
+    template = extend_chat_template("{{ messages | tojson }}{{ tools | tojson }}", tokenizer)
+    processor = make_processor(tokenizer, template)
     call = {"function": {"name": "f", "arguments": {"a": [1, 2.5, None, True, {"b": "c"}], "": {}}}}
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
     written = processor.apply_chat_template(

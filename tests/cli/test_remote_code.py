@@ -57,7 +57,17 @@ def foreign_parts(directory: Path) -> None:
     edit(directory / "config.json", **parts, **pointers)
 
 
-HOSTILE = (foreign_config, foreign_processor, foreign_tokenizer, foreign_image_processor, foreign_parts)
+def foreign_base_of_an_adapter(directory: Path) -> None:
+    base = directory / "base"
+    shutil.copytree(directory, base)
+    foreign_config(base)
+    edit(directory / "adapter_config.json", base_model_name_or_path=str(base), peft_type="LORA", r=1)
+
+
+HOSTILE = (
+    *(foreign_config, foreign_processor, foreign_tokenizer, foreign_image_processor, foreign_parts),
+    foreign_base_of_an_adapter,
+)
 
 
 @pytest.fixture(params=HOSTILE, ids=lambda build: build.__name__)

@@ -6,7 +6,7 @@ import pytest
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from xgen_mm.conversion.inventory import Inventory, build_inventory
-from xgen_mm.conversion.key_rules import V1_5
+from xgen_mm.conversion.key_rules import V1_5, KeyRules, Rename, RowCopy
 from xgen_mm.conversion.presets import RELEASED_4B, preset_config
 from xgen_mm.conversion.released_loading import host_mapping
 
@@ -98,3 +98,12 @@ def test_host_mapping_leaves_names_of_our_layout_alone(inventory: Inventory) -> 
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     for name in inventory.ours:
         assert rename_source_key(name, renamings, converters) == (name, None)
+
+
+def test_general_rule_claims_no_name_of_a_more_specific_one() -> None:
+    rules = KeyRules((Rename("tower.head.", "model.head."), Rename("tower.", "model.tower.")), prefix="")
+    shape = {"num_rows": 2, "first_added_row": 0}
+    assert rules.row_copies("model.head.w", **shape) == (RowCopy("tower.head.w", 0, "model.head.w", 0, 2),)
+    assert rules.row_copies("model.tower.w", **shape) == (RowCopy("tower.w", 0, "model.tower.w", 0, 2),)
+    # `tower.head.w` would be read as `model.head.w`.
+    assert rules.row_copies("model.tower.head.w", **shape) is None

@@ -14,9 +14,9 @@ from tests.data.made_records import (
     provenance,
 )
 from xgen_mm.data.encoding import RecordEncoder, SampleError, picture_size
-from xgen_mm.data.labels import TokenLimits
+from xgen_mm.data.labels import TokenLimits, label_tokens
 from xgen_mm.data.records import Conversation, Document, Picture, Record, Text, Turn
-from xgen_mm.data.text_forms import RELEASED_FINE_TUNING, TextSettings, write_record
+from xgen_mm.data.text_forms import RELEASED_FINE_TUNING, TextSettings, WrittenRecord, write_record
 
 if TYPE_CHECKING:
     from xgen_mm import XGenMMProcessor
@@ -184,3 +184,18 @@ def test_picture_that_ends_at_the_limit_is_kept(packaged_processor: "XGenMMProce
     for limit, pictures in ((end, 2), (end - 1, 1)):
         sample = RecordEncoder(packaged_processor, limits=TokenLimits(max_tokens=limit))(record)
         assert (len(sample.pictures), sample.is_cut) == (pictures, True)
+
+
+def test_token_that_begins_where_a_learned_stretch_ends_is_not_learned(packaged_processor: "XGenMMProcessor") -> None:
+    first = "<|endofchunk|>"
+    written = WrittenRecord(text=f"{first}<|end|>", learned=((0, len(first)),), pictures=())
+    sample = label_tokens(
+        written,
+        packaged_processor,
+        image_lengths=[],
+        settings=TextSettings(),
+        limits=TokenLimits(),
+        is_document=False,
+    )
+    assert tokens(packaged_processor, sample.input_ids) == [first, "<|end|>"]
+    assert learned_tokens(packaged_processor, sample) == [first]

@@ -160,3 +160,9 @@ def test_trainer_on_packs_learns_what_it_learns_on_padded_batches(
     untrained = model_for(tiny_config, attention="sdpa", sliding_window=None)
     torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=1e-4)
     assert not torch.allclose(weights[0]["lm_head.weight"], untrained.lm_head.weight, atol=1e-4)
+
+
+def test_sample_goes_into_the_row_that_it_fills_exactly() -> None:
+    assert plan_packs([6, 4], capacity=10) == [[0, 1]]
+    # Rather than into the row with the most room.
+    assert plan_packs([5, 6, 4], capacity=10) == [[0], [1, 2]]

@@ -88,3 +88,9 @@ def test_modality_length_sampler_fills_batches_with_like_lengths_of_one_modality
 def test_modality_length_sampler_lists_of_different_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="`lengths` holds 2 values but `has_pictures` 1"):
         ModalityLengthSampler([1, 2], [True], batch_size=1)
+
+
+def test_token_budget_also_limits_the_samples_of_a_group() -> None:
+    samples = [numbered_sample(number, length=2) for number in range(7)]
+    groups = plan(TokenBudgetGroups(max_tokens=1000, max_samples=3), samples)
+    assert sorted(map(len, groups)) == [1, 3, 3]

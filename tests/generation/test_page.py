@@ -1,11 +1,12 @@
-"""The examples of `docs/generation.md` run and print what they say."""
+"""The examples of documentation pages run and print what they say."""
 
 import contextlib
 import io
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "generation.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "generation.md"
 
 
 def test_examples_print_what_their_comments_say() -> None:
@@ -16,3 +17,12 @@ def test_examples_print_what_their_comments_say() -> None:
         exec(compile("".join(blocks), PAGE.name, "exec"), {})
     assert printed.getvalue().splitlines() == expected
     assert len(expected) == 3
+
+
+def test_script_of_the_page_for_users_of_the_released_code_answers() -> None:
+    page = (DOCS / "coming_from_released_code.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(script, "coming_from_released_code.md", "exec"), {})
+    assert printed.getvalue().strip() == "86"

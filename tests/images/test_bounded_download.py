@@ -15,8 +15,10 @@ from PIL import Image
 
 from xgen_mm.cli.loading import open_pictures
 from xgen_mm.data.fetching import Fetcher, FetchSettings
+from xgen_mm.data.formats.row import PictureRules, Row
 from xgen_mm.data.records import Picture
 from xgen_mm.errors import DataError, ImageInputError
+from xgen_mm.evaluation.harness.messages import load_picture
 from xgen_mm.images import bounded_download
 from xgen_mm.images.bounded_download import DownloadError, DownloadLimits, download, is_public, is_url, retry_after
 from xgen_mm.processing.image_loading import fetch_image
@@ -269,3 +271,21 @@ def test_error_survives_the_way_out_of_a_worker_process() -> None:
         True,
         7,
     )
+
+
+@pytest.mark.parametrize("name", ["file:///etc/hostname", "FILE:///etc/hostname", "~/picture.png", "/etc/hostname"])
+def test_rows_of_data_name_no_file_of_this_machine(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "picture.png").write_bytes(PNG)
+    (tmp_path / "root").mkdir()
+    row = Row(values={}, dataset="x", key="1", rules=PictureRules(root=tmp_path / "root"))
+    for value in (name, {"bytes": None, "path": name}):
+        with pytest.raises(DataError) as caught:
+            row.picture(value, "image")
+        assert caught.value.reason in ("missing image", "unsafe path")
+
+
+@pytest.mark.parametrize("name", ["file:///etc/hostname", "FILE:///etc/hostname", "~/picture.png"])
+def test_tasks_of_a_harness_name_no_file_by_address_or_home(name: str) -> None:
+    with pytest.raises(ImageInputError, match="the task names the picture"):
+        load_picture(name)

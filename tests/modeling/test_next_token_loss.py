@@ -219,3 +219,15 @@ def test_resized_vocabulary_keeps_the_layer_that_scores_in_chunks(tiny_model: XG
     hidden = torch.randn(2, tiny_model.config.text_config.hidden_size)
     expected = F.linear(hidden, tiny_model.lm_head.weight, tiny_model.lm_head.bias)
     torch.testing.assert_close(tiny_model.lm_head(hidden), expected)
+
+
+def test_scores_beyond_the_range_of_exponentials_and_ignored_targets_give_the_plain_sum() -> None:
+    generator = torch.Generator().manual_seed(1)
+    hidden = 40 * torch.randn(12, WIDTH, generator=generator)
+    weight, bias = torch.randn(VOCABULARY, WIDTH, generator=generator), torch.randn(VOCABULARY, generator=generator)
+    targets = torch.randint(0, VOCABULARY, (12,), generator=generator)
+    targets[::3] = -100
+    scores = F.linear(hidden, weight, bias)
+    assert (scores.amax(1) - scores.mean(1)).max() > 100
+    found = output_layer.summed_cross_entropy(hidden, weight, bias, targets=targets)
+    torch.testing.assert_close(found, F.cross_entropy(scores, targets, reduction="sum"))

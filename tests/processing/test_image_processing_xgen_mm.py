@@ -486,3 +486,29 @@ def test_pil_processor_copies_an_rgb_picture_neither_out_nor_in(monkeypatch: pyt
     monkeypatch.setattr(image, "tobytes", None)
     found = XGenMMImageProcessorPil()(image, return_tensors="pt")
     assert torch.equal(found["pixel_values"], expected["pixel_values"])
+
+
+@pytest.mark.parametrize("size", [(13, 29), (40, 90), (60, 17)])
+def test_resizing_in_floats_gives_the_levels_of_the_8_bit_kernel(size: tuple[int, int]) -> None:
+    levels = torch.randint(0, 256, (3, 37, 41), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    options = {"mode": "bicubic", "antialias": True}
+    steps = ((37, size[1]), size)
+    found = image_processing_xgen_mm._resize_in_steps(levels, steps, options=options)
+    expected = torch.nn.functional.interpolate(levels[None], size=size, **options)[0]
+    assert found.dtype == torch.uint8
+    difference = found.int() - expected.int()
+    assert difference.abs().max() <= 1
+    # Levels that are cut off instead of rounded would be half a level darker.
+    assert difference.float().mean().abs() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((300, 400), True), ((310, 390), True), ((320, 380), False), ((400, 300), False)]
+)
+def test_pillow_13_scales_the_height_first_where_it_removes_over_twice_as_many_rows(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], expected: bool
+) -> None:
+    monkeypatch.setattr(image_processing_xgen_mm, "_PILLOW_ORDERS_PASSES", True)
+    assert image_processing_xgen_mm._is_height_first((340, 400), size) is expected
+    monkeypatch.setattr(image_processing_xgen_mm, "_PILLOW_ORDERS_PASSES", False)
+    assert not image_processing_xgen_mm._is_height_first((340, 400), size)

@@ -13,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers.processing_utils import ProcessorMixin
 
 from xgen_mm import XGenMMProcessor
+from xgen_mm.processing.placeholder_ids import repeats_of
 
 Draw = Callable[[int, int], Image.Image]
 
@@ -185,3 +186,12 @@ def test_offsets_of_tokens_added_at_both_ends_stay_zero(tiny_processor: XGenMMPr
     assert [found["input_ids"][0][place] for place in (0, -1)] == [start[1], end[1]]
     assert [found["offset_mapping"][0][place] for place in (0, -1)] == [(0, 0), (0, 0)]
     assert_equal(found, written_out(processor, **arguments))
+
+
+def test_repeats_need_as_many_placeholders_as_pictures() -> None:
+    ids = [[1, 9, 2], [9, 3]]
+    found = repeats_of(ids, image_token_id=9, counts=[4, 5])
+    assert found is not None
+    assert [row.tolist() for row in found] == [[1, 4, 1], [5, 1]]
+    assert repeats_of(ids, image_token_id=9, counts=[4, 5, 6]) is None
+    assert repeats_of(ids, image_token_id=9, counts=[4]) is None

@@ -9,6 +9,7 @@ import torch
 from transformers import TextStreamer
 
 from xgen_mm.generation.stopping import stop_token_ids
+from xgen_mm.processing.chat_messages import keep_as_text
 
 from .console import UserError, log
 from .loading import LoadedModel
@@ -67,10 +68,14 @@ def encode_chat(loaded: LoadedModel, messages: list[dict[str, Any]]) -> Any:
 
     Args:
         loaded: Model and processor.
-        messages: Turns with `role` and `content`, as chat templates take them.
+        messages: Turns with `role` and `content`, as chat templates take them, images in their places.
     """
     return loaded.processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        keep_as_text(messages, loaded.processor.image_token),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
     )
 
 

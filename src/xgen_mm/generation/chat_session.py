@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import torch
 
 from ..modeling.host import CACHE_NAME
+from ..processing.chat_messages import keep_as_text
 
 Part: TypeAlias = Any
 
@@ -67,7 +68,11 @@ class ChatSession:
         """
         messages = [*self.messages, _message("user", [_content(part) for part in parts])]
         inputs = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            self._with_images_in_place(messages),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
         ).to(self.model.device)
         ids = inputs["input_ids"][0].cpu()
         self._keep_common_start(ids)
@@ -88,6 +93,11 @@ class ChatSession:
         answer: str = self.processor.decode(sequence[len(ids) :], skip_special_tokens=True).strip()
         self.messages = [*messages, _message("assistant", [{"type": "text", "text": answer}])]
         return answer
+
+    def _with_images_in_place(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Messages in which `<image>` stays text where it is spelled out: a later turn must not move images."""
+        image_token = getattr(self.processor, "image_token", None)
+        return messages if image_token is None else keep_as_text(messages, image_token)
 
     def _keep_common_start(self, ids: torch.Tensor) -> None:
         """Cut the cache where the conversation is not what it holds, as after an answer that was cut off."""

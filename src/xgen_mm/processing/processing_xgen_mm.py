@@ -5,12 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from ..errors import PlaceholderMismatchError
 from .call_arguments import sorted_arguments
+from .chat_messages import ChatError, read_conversations
 from .chat_template import build_chat_template
 from .image_loading import arrange_images
 from .placeholder_ids import expand, read_shape, repeats_of, short_kwargs
@@ -134,6 +136,36 @@ class XGenMMProcessor(ProcessorMixin):
         return BatchFeature(
             data | dict(pictures), tensor_type=tensor_type, skip_tensor_conversion=self.skip_tensor_conversion
         )
+
+    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
+        """Write a conversation as a prompt, and with `tokenize=True` prepare it for the model.
+
+        Args:
+            conversation: Messages `{"role", "content"}`, or a list of such lists. A content is a text, or a list of
+                parts: `{"type": "text", "text"}` and `{"type": "image"}` with the picture as `image`, `url`, `path` or
+                `base64`; `input_text`, `input_image` and `image_url` parts of web interfaces are read likewise. Where
+                all images come first and the texts hold one `<image>` for each, as in training data, the images go
+                there.
+            chat_template: Template, or name of one of several; `None` takes the processor's own.
+            **kwargs: Arguments of the host's method, such as `add_generation_prompt`, `tokenize`, `return_dict`,
+                `return_tensors`, and `processor_kwargs` for those of a call.
+
+        Returns:
+            The prompt; with `tokenize=True` its ids, and with `return_dict=True` what a call returns.
+
+        Raises:
+            TypeError: If a message, its content or a part is of another type than expected.
+            ValueError: If a message cannot be written, or only with something missing.
+        """
+        beside = kwargs.get("images", (kwargs.get("processor_kwargs") or {}).get("images"))
+        num_images = None if beside is None else _count_images(beside, 1)
+        conversation = read_conversations(conversation, image_token=self.image_token, num_images=num_images)
+        try:
+            return super().apply_chat_template(conversation, chat_template, **kwargs)
+        except ChatError:
+            raise
+        except TemplateError as error:
+            raise ChatError(f"{error}") from error
 
     # Set by the package, as for the models: writes the code and returns `auto_map`.
     code_writer: Callable[[Path, Any], dict[str, str]] | None = None

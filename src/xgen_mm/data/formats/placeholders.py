@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from ..records import Conversation, Part, Picture, Record, Role, Text, Turn
-from .row import Row
+from .row import Row, is_missing
 
 PLACEHOLDER = "<image>"
 ROLES: dict[str, Role] = {
@@ -15,7 +15,11 @@ ROLES: dict[str, Role] = {
     "gpt": "assistant",
     "assistant": "assistant",
     "system": "system",
+    # What newer interfaces call a system message.
+    "developer": "system",
 }
+# Columns that hold the system message beside the conversation.
+SYSTEM_FIELDS = ("system_prompt", "system")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +70,63 @@ def build_conversation(
     Raises:
         DataError: If placeholders and pictures differ in number, or the turns are in no order to learn from.
     """
-    check_image_count(row, sum(message.text.count(PLACEHOLDER) for message in messages), pictures)
+    turns = place_in_turns(row, [Turn(message.role, (Text(message.text),)) for message in messages], pictures)
     if max_images is not None and len(pictures) > max_images:
         raise row.error("too many images", "image", f"{len(pictures)} images; expected at most {max_images}")
-    rest = list(pictures)
-    turns = []
-    for message in messages:
-        count = message.text.count(PLACEHOLDER)
-        turns.append(Turn(message.role, put_in_place(message.text, rest[:count])))
-        del rest[:count]
+    turns = add_system_prompt(row, turns)
     check_turns(row, turns)
     return [Conversation(tuple(turns), row.provenance(**details))]
+
+
+def place_in_turns(row: Row, turns: Sequence[Turn], pictures: Sequence[Picture]) -> list[Turn]:
+    """Turns with a picture in the place of each placeholder of their texts, in any of them.
+
+    Args:
+        row: The row.
+        turns: Turns of texts with placeholders.
+        pictures: Pictures in the order of their placeholders.
+
+    Raises:
+        DataError: If placeholders and pictures differ in number.
+    """
+    check_image_count(row, count_placeholders(turns), pictures)
+    rest = list(pictures)
+    placed = []
+    for turn in turns:
+        parts: list[Part] = []
+        for part in turn.parts:
+            if isinstance(part, Text):
+                count = part.text.count(PLACEHOLDER)
+                parts += put_in_place(part.text, rest[:count])
+                del rest[:count]
+            else:
+                parts.append(part)
+        placed.append(Turn(turn.role, tuple(parts)))
+    return placed
+
+
+def count_placeholders(turns: Sequence[Turn]) -> int:
+    """Placeholders in the texts of some turns."""
+    return sum(part.text.count(PLACEHOLDER) for turn in turns for part in turn.parts if isinstance(part, Text))
+
+
+def add_system_prompt(row: Row, turns: Sequence[Turn]) -> list[Turn]:
+    """Turns that begin with the row's system prompt, where that has a column of its own.
+
+    Raises:
+        DataError: If a system turn says something else.
+    """
+    for name in SYSTEM_FIELDS:
+        prompt = row.values.get(name)
+        if is_missing(prompt) or prompt == "":
+            continue
+        system = Turn("system", (Text(row.as_text(prompt, name)),))
+        if turns[:1] and turns[0].role == "system":
+            if turns[0] != system:
+                raise row.error("wrong turn order", name, "another text than in the system turn; expected one of them")
+            return list(turns)
+        return [system, *turns]
+    return list(turns)
 
 
 def put_in_place(text: str, pictures: Sequence[Picture]) -> tuple[Part, ...]:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..records import PreferencePair, Record, Turn
+from ..records import Picture, PreferencePair, Record, Turn
 from .layouts import with_pair
-from .messages import PictureQueue, read_turns
+from .messages import PictureQueue, read_question, read_turns
 from .row import FormatReader, Row
 
 
@@ -13,7 +13,8 @@ from .row import FormatReader, Row
 class TrlPreferenceReader(FormatReader):
     """`{"images": [...], "prompt", "chosen", "rejected"}`, each of the three a text or a list of messages.
 
-    Without `prompt`, `chosen` and `rejected` are whole conversations that differ in their last message.
+    Without `prompt`, `chosen` and `rejected` are whole conversations that differ in their last message. Pictures are
+    placed as in format `messages`.
 
     Verified with TRL's code: the columns, both forms, and that pictures stand in the prompt only. Assumed: nothing.
     """
@@ -24,7 +25,7 @@ class TrlPreferenceReader(FormatReader):
         """One preference pair."""
         row = with_pair(row)
         if "prompt" in row.values:
-            prompt = read_turns(row, "prompt", pictures=PictureQueue(row))
+            prompt = read_question(row, "prompt")
             chosen, rejected = read_answer(row, "chosen"), read_answer(row, "rejected")
         else:
             prompt, chosen = self._split(row, "chosen")
@@ -34,9 +35,11 @@ class TrlPreferenceReader(FormatReader):
         return [make_pair(row, prompt, chosen, rejected)]
 
     def _split(self, row: Row, name: str) -> tuple[tuple[Turn, ...], Turn]:
-        turns = read_turns(row, name, pictures=PictureQueue(row))
+        turns = read_question(row, name)
         if len(turns) < 2 or turns[-1].role != "assistant":
             raise row.error("wrong turn order", name, "expected a conversation that ends with an answer")
+        if any(isinstance(part, Picture) for part in turns[-1].parts):
+            raise row.error("wrong nesting", name, "a picture in the answer; expected pictures in the prompt only")
         return turns[:-1], turns[-1]
 
 

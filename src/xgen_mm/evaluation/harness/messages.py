@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 from PIL import Image
 
 from ...data.records import Picture
-from ...errors import XGenMMError
+from ...errors import ImageInputError, XGenMMError
 from ...processing.image_loading import fetch_image
 from ..prompts import END_OF_CHUNK, Piece, Prompt, WrittenPrompt, disarm, write_chat, write_prompt
 from ..task import Style
@@ -119,6 +119,9 @@ def load_picture(source: Any) -> Image.Image:
         ImageInputError: If it cannot be read.
         XGenMMError: If it is an array; harnesses hand over files and Pillow images.
     """
+    if isinstance(source, str) and source.lower().startswith(("~", "file:")):
+        # What a user may write on the command line, rows of a data set may not.
+        raise ImageInputError(f"the task names the picture {source[:60]!r}; expected a path, a URL or the picture.")
     picture = fetch_image(source)
     if not isinstance(picture, Image.Image):
         raise XGenMMError(f"the task shows the model a `{type(source).__name__}`; expected a picture.")
