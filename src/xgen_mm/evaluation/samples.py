@@ -147,9 +147,9 @@ def build_sample(
 
 
 def row_id(layout: Layout, values: Mapping[str, Any], position: int) -> str:
-    """What a row is called: its own id, or its number."""
+    """What a row is called: its own id, its name in an object of rows, or its number."""
     name = _optional_text(lookup(values, layout.id)) if layout.id else ""
-    return name or str(position)
+    return name or _optional_text(values.get("__key__")) or str(position)
 
 
 def lookup(values: Any, column: str) -> Any:
