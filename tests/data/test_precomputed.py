@@ -150,21 +150,23 @@ def test_model_features_that_do_not_fit_the_sizes_are_refused(tiny_model: "XGenM
         tiny_model(input_ids=ids, mm_encoder_outputs=outputs, image_sizes=torch.tensor([[20, 60]]))
 
 
-def test_two_writers_of_one_directory_keep_all_features(
+def test_writer_has_its_directory_alone_and_numbers_around_what_lies_there(
     tiny_model: "XGenMMForConditionalGeneration", tiny_processor: "XGenMMProcessor", tmp_path: Path
 ) -> None:
     pictures = [Picture(jpeg(30, 30, seed=number)) for number in range(4)]
-    writers = [FeatureWriter(tmp_path, model=tiny_model, processor=tiny_processor) for _ in range(2)]
-    # A number that another writer has taken and not finished yet, and a gap that a deleted file left.
+    writer = FeatureWriter(tmp_path, model=tiny_model, processor=tiny_processor)
+    with pytest.raises(DirectoryInUseError, match="is being written by another run"):
+        FeatureWriter(tmp_path, model=tiny_model, processor=tiny_processor)
+    # A number that a writer had taken and not finished when it was killed, and a gap that a deleted file left.
     (tmp_path / "features-00001.unfinished").touch()
-    for number, picture in enumerate(pictures):
-        writers[number % 2].add([picture])
-        writers[number % 2].flush()
+    for picture in pictures:
+        writer.add([picture])
+        writer.flush()
     names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert names == [f"features-0000{number}.safetensors" for number in (0, 2, 3, 4)]
     (tmp_path / names[0]).unlink()
-    writers[0].add([Picture(jpeg(30, 30, seed=9))])
-    writers[0].flush()
+    writer.add([Picture(jpeg(30, 30, seed=9))])
+    writer.flush()
     reader = FeatureReader(tmp_path, model=tiny_model, processor=tiny_processor)
     assert len(reader([*pictures[1:], Picture(jpeg(30, 30, seed=9))])["image_sizes"]) == 4
 

@@ -518,7 +518,7 @@ def test_rows_in_an_object_by_their_ids_are_read(tmp_path: Path) -> None:
     rows = {"1": {"a": 1}, "2": {"a": 2, "id": "b"}}
     (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     found = [row for _, row in read_rows(Selection(path=tmp_path / "rows.json"))]
-    assert found == [{"id": "1", "a": 1}, {"id": "b", "a": 2}]
+    assert found == [{"__key__": "1", "a": 1}, {"__key__": "2", "a": 2, "id": "b"}]
 
 
 # Pictures as users of `datasets` have them
