@@ -1,6 +1,7 @@
 """Configuration: defaults, released layout, round trips, contradictions."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,3 +114,36 @@ def test_config_contradiction_is_refused(changes: dict[str, object], message: st
     with pytest.raises(Exception, match=message) as error:
         XGenMMConfig(**changes)
     assert isinstance(error.value, (ValueError, TypeError)) or "Strict" in type(error.value).__name__
+
+
+PHI3, SIGLIP = {"model_type": "phi3"}, {"model_type": "siglip_vision_model"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"text_config": PHI3 | {"hidden_size": "64"}}, "`text_config` .*'hidden_size' expected int, got str"),
+        ({"text_config": PHI3 | {"hidden_size": -64}}, "`text_config.hidden_size` is -64"),
+        ({"text_config": PHI3 | {"num_attention_heads": 0}}, "`text_config` .*number of heads"),
+        ({"text_config": {"model_type": "nonsense"}}, "`text_config.model_type` is 'nonsense'"),
+        ({"text_config": {"model_type": ["phi3"]}}, "`text_config.model_type` is "),
+        ({"text_config": [1]}, "'text_config' with value"),
+        ({"text_config": SIGLIP}, "`text_config.vocab_size` is None"),
+        ({"vision_config": PHI3}, "`vision_config.image_size` is None"),
+        ({"vision_config": SIGLIP | {"patch_size": 0}}, "`vision_config.patch_size` is 0"),
+        (
+            {"resampler_config": {"model_type": "q_former"}},
+            "`resampler_config.model_type` is 'q_former'.*xgenmm_resampler",
+        ),
+        ({"resampler_config": {"num_latents": "8"}}, "'num_latents' expected int"),
+        ({"resampler_config": {"num_latents": -8}}, "`resampler_config.num_latents` is -8"),
+        ({"image_token_id": "5"}, "'image_token_id' expected int"),
+        ({"image_token_id": -5}, "`image_token_id` is -5"),
+        ({"image_grid_pinpoints": [384, 768]}, "`image_grid_pinpoints` holds 384"),
+        ({"image_grid_pinpoints": []}, "`image_grid_pinpoints` is empty"),
+    ],
+)
+def test_damaged_values_are_refused_in_one_line(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        XGenMMConfig(**fields)
+    assert "\n" not in str(error.value)

@@ -77,3 +77,22 @@ def test_half_precision_model_takes_float32_pictures(
     assert outputs.logits.dtype == dtype
     torch.testing.assert_close(outputs.loss.float(), expected, atol=0.1, rtol=0.1)
     assert all(torch.isfinite(weight.grad).all() for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("tower", "resampler", "language"),
+    [(torch.bfloat16, torch.float32, torch.float16), (torch.float32, torch.bfloat16, torch.float32)],
+)
+def test_parts_may_differ_in_precision(
+    model: XGenMMForConditionalGeneration,
+    batch: dict[str, torch.Tensor],
+    tower: torch.dtype,
+    resampler: torch.dtype,
+    language: torch.dtype,
+) -> None:
+    expected = model(**batch).loss
+    model.model.vision_tower.to(tower)
+    model.model.resampler.to(resampler)
+    model.model.language_model.to(language)
+    model.lm_head.to(language)
+    torch.testing.assert_close(model(**batch).loss.float(), expected, atol=0.1, rtol=0.1)

@@ -2,9 +2,11 @@
 
 import copy
 import os
-from typing import Any, Literal
+from functools import wraps
+from typing import Any, Literal, TypeVar
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto import CONFIG_MAPPING, AutoConfig
 
@@ -19,7 +21,45 @@ TOWERS_WITH_POOLING_HEAD = ("siglip_vision_model", "siglip2_vision_model")
 # Vision towers whose embeddings are one row per patch, so that the others can be taken out behind them.
 TOWERS_THAT_DROP_PATCHES = ("siglip_vision_model",)
 
+# Sizes that a part cannot do without, where its configuration has them as one number.
+POSITIVE_FIELDS = (
+    "hidden_size",
+    "output_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "num_latents",
+    "vocab_size",
+    "image_size",
+    "patch_size",
+)
 
+ConfigClass = TypeVar("ConfigClass", bound=type)
+
+
+def plain_errors(config_class: ConfigClass) -> ConfigClass:
+    """Class decorator: a value of the wrong type is a `ValueError` of one line that names the field."""
+    build = config_class.__init__  # type: ignore[misc]
+
+    @wraps(build)
+    def build_or_explain(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            build(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(f"`{config_class.__name__}` cannot be built: {_one_line(error)}") from error
+
+    config_class.__init__ = build_or_explain  # type: ignore[misc]
+    return config_class
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    # The host lists what each permitted type had against the value.
+    return text.partition(". Errors: ")[0].removeprefix("Validation error for ")
+
+
+@plain_errors
 @strict
 class XGenMMResamplerConfig(PreTrainedConfig):
     """Shape of the perceiver resampler; the defaults are those of the released 4B models.
@@ -53,6 +93,7 @@ class XGenMMResamplerConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
 
+@plain_errors
 @strict
 class XGenMMConfig(PreTrainedConfig):
     """Configuration of `XGenMMModel` and `XGenMMForConditionalGeneration`.
@@ -121,10 +162,13 @@ class XGenMMConfig(PreTrainedConfig):
             kwargs.pop("auto_map", None)
             for name, value in translate_released_config(released, text_config=self.text_config).items():
                 setattr(self, name, value)
-        self.vision_config = build_sub_config(self.vision_config, SIGLIP_SO400M)
-        self.text_config = build_sub_config(self.text_config, {"model_type": "phi3", "vocab_size": 32015})
-        if not isinstance(self.resampler_config, PreTrainedConfig):
-            self.resampler_config = XGenMMResamplerConfig(**(self.resampler_config or {}))
+        self.vision_config = build_sub_config(self.vision_config, SIGLIP_SO400M, name="vision_config")
+        self.text_config = build_sub_config(
+            self.text_config, {"model_type": "phi3", "vocab_size": 32015}, name="text_config"
+        )
+        self.resampler_config = self._build_resampler_config()
+        for name, needed in (("vision_config", ("image_size", "patch_size")), ("text_config", ("vocab_size",))):
+            check_sizes(getattr(self, name), name=name, needed=("hidden_size", *needed))
         self._complete_resampler()
         if self.image_grid_pinpoints is None:
             self.image_grid_pinpoints = [
@@ -177,6 +221,20 @@ class XGenMMConfig(PreTrainedConfig):
         """Feature cells along one edge of a tile (27 for 384 pixels and patches of 14)."""
         return self.tile_size // self.vision_config.patch_size
 
+    def _build_resampler_config(self) -> PreTrainedConfig:
+        known = type(self).sub_configs["resampler_config"]
+        given = self.resampler_config
+        if isinstance(given, known):
+            return given
+        fields = dict(given.to_dict() if isinstance(given, PreTrainedConfig) else given or {})
+        model_type = fields.pop("model_type", known.model_type)
+        if model_type != known.model_type:
+            raise ValueError(
+                f"`resampler_config.model_type` is {model_type!r}; `{type(self).__name__}` knows "
+                f"{known.model_type!r} alone. Leave it out for that one."
+            )
+        return known(**fields)
+
     def _complete_resampler(self) -> None:
         resampler = self.resampler_config
         if resampler.hidden_size is None:
@@ -188,6 +246,9 @@ class XGenMMConfig(PreTrainedConfig):
 
     def _check_values(self) -> None:
         resampler = self.resampler_config
+        check_sizes(resampler, name="resampler_config", needed=("hidden_size", "output_size"))
+        if self.image_token_id < 0:
+            raise ValueError(f"`image_token_id` is {self.image_token_id}; expected the id of `<image>`, at least 0.")
         for name, ours, other in (
             ("hidden_size", resampler.hidden_size, self.vision_config.hidden_size),
             ("output_size", resampler.output_size, self.text_config.hidden_size),
@@ -197,8 +258,11 @@ class XGenMMConfig(PreTrainedConfig):
                     f"`resampler_config.{name}` is {ours} but the neighbouring module is {other} wide; "
                     "leave it `None` to have it filled in."
                 )
+        if not self.image_grid_pinpoints:
+            raise ValueError("`image_grid_pinpoints` is empty; list at least one [height, width], or leave it `None`.")
         for canvas in self.image_grid_pinpoints:
-            if len(canvas) != 2 or any(side < 1 or side % self.tile_size for side in canvas):
+            is_pair = isinstance(canvas, (list, tuple)) and len(canvas) == 2
+            if not is_pair or any(not _is_count(side) or side % self.tile_size for side in canvas):
                 raise ValueError(
                     f"`image_grid_pinpoints` holds {canvas}; each entry must be [height, width] in multiples of the "
                     f"tile size {self.tile_size}."
@@ -213,8 +277,19 @@ class XGenMMConfig(PreTrainedConfig):
             )
 
 
-def build_sub_config(config: dict | PreTrainedConfig | None, defaults: dict[str, Any]) -> PreTrainedConfig:
-    """Configuration of one part; `defaults` are its fields (`model_type` among them) if none are given."""
+def build_sub_config(
+    config: dict | PreTrainedConfig | None, defaults: dict[str, Any], *, name: str
+) -> PreTrainedConfig:
+    """Configuration of one part.
+
+    Args:
+        config: A configuration, its fields, or `None`.
+        defaults: Its fields (`model_type` among them) if none are given.
+        name: What to call it in messages.
+
+    Raises:
+        ValueError: If transformers knows no such model type, or a field has a value of another type.
+    """
     if isinstance(config, PreTrainedConfig):
         if config.model_type in TOWERS_WITH_POOLING_HEAD and getattr(config, "vision_use_head", True):
             # The caller's object stays as it is.
@@ -223,7 +298,43 @@ def build_sub_config(config: dict | PreTrainedConfig | None, defaults: dict[str,
         return config
     # Defaults describe one architecture; a dict that names another one starts from that one's own defaults.
     fields = dict(config or defaults)
-    fields.setdefault("model_type", defaults["model_type"])
-    if fields["model_type"] in TOWERS_WITH_POOLING_HEAD:
+    model_type = fields.setdefault("model_type", defaults["model_type"])
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"`{name}.model_type` is {model_type!r}, which the installed transformers does not know; expected "
+            f"{defaults['model_type']!r} or another type of it."
+        )
+    if model_type in TOWERS_WITH_POOLING_HEAD:
         fields.setdefault("vision_use_head", False)
-    return CONFIG_MAPPING[fields["model_type"]](**fields)
+    try:
+        return CONFIG_MAPPING[model_type](**fields)
+    except StrictDataclassError as error:
+        raise ValueError(f"`{name}` cannot be used: {_one_line(error)}") from error
+    except ZeroDivisionError as error:
+        raise ValueError(f"`{name}` cannot be used: a number of heads in it is 0; give at least 1.") from error
+
+
+def check_sizes(config: PreTrainedConfig, *, name: str, needed: tuple[str, ...]) -> None:
+    """Refuse a part whose sizes are no whole numbers of at least 1.
+
+    Args:
+        config: Configuration of the part.
+        name: What to call it in messages.
+        needed: Fields that must be there.
+
+    Raises:
+        ValueError: If a size is missing or none.
+    """
+    for field in dict.fromkeys((*needed, *POSITIVE_FIELDS)):
+        value = getattr(config, field, None)
+        if (field in needed or isinstance(value, (int, float, str))) and not _is_count(value):
+            raise ValueError(
+                f"`{name}.{field}` is {value!r} (`{config.model_type}`); expected a whole number of at least 1."
+            )
+    num_layers = getattr(config, "num_hidden_layers", 0)
+    if isinstance(num_layers, int) and num_layers < 0:
+        raise ValueError(f"`{name}.num_hidden_layers` is {num_layers}; expected at least 0.")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

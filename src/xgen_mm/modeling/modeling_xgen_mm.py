@@ -314,6 +314,8 @@ class XGenMMModel(XGenMMPreTrainedModel):
             chunk_mask = None if mask is None else mask[chosen]
             # Regrouped call by call, so that no second copy of all features lies in memory.
             chunk = features[chosen] if order is None else _take_rows(cells, order[chosen])
+            # The parts may differ in precision.
+            chunk = chunk.to(getattr(self.resampler, "dtype", chunk.dtype))
             found.append(self.resampler(chunk, chunk_mask, return_dict=True, **kwargs).last_hidden_state)
         return join(found)
 

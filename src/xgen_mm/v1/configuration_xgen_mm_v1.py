@@ -5,11 +5,12 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from ..modeling.configuration_xgen_mm import XGenMMConfig, build_sub_config
+from ..modeling.configuration_xgen_mm import XGenMMConfig, build_sub_config, plain_errors
 from ..modeling.released_config import RELEASED_KEYS
 from .released_config_v1 import CLIP_VIT_H, FIRST_MODEL_TYPE, is_v1_config, translate_released_v1_config
 
 
+@plain_errors
 @strict
 class XGenMMV1Config(XGenMMConfig):
     """Configuration of `XGenMMV1Model` and `XGenMMV1ForConditionalGeneration`.
@@ -42,7 +43,7 @@ class XGenMMV1Config(XGenMMConfig):
             kwargs.pop("auto_map", None)
             for name, value in translate_released_v1_config(released, text_config=self.text_config).items():
                 setattr(self, name, value)
-        self.vision_config = build_sub_config(self.vision_config, CLIP_VIT_H)
+        self.vision_config = build_sub_config(self.vision_config, CLIP_VIT_H, name="vision_config")
         super().__post_init__(**kwargs)
 
     @classmethod

@@ -191,6 +191,8 @@ class XGenMMV1Model(XGenMMModel):
         for chunk, chunk_rows in zip(features.split(size), rows.split(size), strict=True):
             mask = prompts.mask[chunk_rows].to(chunk.device) if self.config.mask_prompt_padding else None
             embeds = prompts.embeds[chunk_rows].to(chunk.device)
+            # The parts may differ in precision; the prompt follows the features.
+            chunk = chunk.to(getattr(self.resampler, "dtype", chunk.dtype))
             chunks.append(self.resampler(chunk, embeds, mask, return_dict=True, **kwargs).last_hidden_state)
         return torch.cat(chunks)
 
