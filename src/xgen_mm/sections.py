@@ -13,6 +13,9 @@ import yaml
 from .errors import XGenMMError
 
 Section = TypeVar("Section")
+# Far above what a person writes.
+MAX_YAML_BYTES, MAX_YAML_VALUES = 4_000_000, 200_000
+MAX_SHOWN = 200
 
 
 class SectionError(XGenMMError):
@@ -26,12 +29,67 @@ def read_yaml(path: Path) -> dict[str, Any]:
         SectionError: If it cannot be read, is no YAML, or no mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise SectionError(
+                f"`{path.name}` has {path.stat().st_size:,} bytes; expected at most {MAX_YAML_BYTES:,}."
+            )
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise SectionError(f"`{path.name}` cannot be read as YAML: {' '.join(str(error).split())}") from error
+    content = parse_yaml(text, where=path.name)
     if not isinstance(content, dict):
-        raise SectionError(f"`{path.name}` is {content!r}; expected a mapping of keys to values.")
+        raise SectionError(f"`{path.name}` is {shown(content)}; expected a mapping of keys to values.")
     return content
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """Value of a YAML text, with bounds: an alias may repeat what it names, but not without end.
+
+    Args:
+        text: One document.
+        where: What messages call it.
+
+    Raises:
+        SectionError: If it is no YAML, nested too deeply, or its aliases make it larger than any such file.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _expanded_size(node, {}) > MAX_YAML_VALUES:
+            raise SectionError(f"`{where}` repeats itself through aliases (`*name`) too often; write the values out.")
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise SectionError(f"`{where}` is nested too deeply, or within itself; write it flat.") from error
+    except SectionError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise SectionError(f"`{where}` cannot be read as YAML: {' '.join(str(error).split())}") from error
+    finally:
+        loader.dispose()
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut short where it is long."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def _expanded_size(node: Any, known: dict[int, int]) -> int:
+    """Values of a node with every alias written out; each node is looked at once."""
+    if id(node) in known:
+        if not known[id(node)]:
+            # Not finished yet: it holds itself.
+            raise RecursionError
+        return known[id(node)]
+    known[id(node)], size = 0, 1
+    if isinstance(node, yaml.SequenceNode):
+        size += sum(_expanded_size(item, known) for item in node.value)
+    elif isinstance(node, yaml.MappingNode):
+        size += sum(_expanded_size(key, known) + _expanded_size(value, known) for key, value in node.value)
+    known[id(node)] = size
+    return size
 
 
 def parse_section(section: type[Section], content: Any, *, where: str) -> Section:
@@ -46,7 +104,7 @@ def parse_section(section: type[Section], content: Any, *, where: str) -> Sectio
         SectionError: If a key is unknown or missing, or a value has the wrong type.
     """
     if not isinstance(content, Mapping):
-        raise SectionError(f"`{where}` is {content!r}; expected a mapping of keys to values.")
+        raise SectionError(f"`{where}` is {shown(content)}; expected a mapping of keys to values.")
     fields = {item.name: item for item in dataclasses.fields(section)}  # type: ignore[arg-type]
     for key in content:
         if key not in fields:
@@ -77,7 +135,7 @@ def _convert(kind: Any, value: Any, *, where: str) -> Any:
         return _convert_union(arguments, value, where=where)
     if origin is Literal:
         if value not in arguments:
-            raise SectionError(f"`{where}` is {value!r}; {nearest(value, map(str, arguments))}")
+            raise SectionError(f"`{where}` is {shown(value)}; {nearest(value, map(str, arguments))}")
         return value
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else parse_section(kind, value, where=where)
@@ -85,7 +143,7 @@ def _convert(kind: Any, value: Any, *, where: str) -> Any:
         return _convert_tuple(arguments, value, where=where)
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise SectionError(f"`{where}` is {value!r}; expected a mapping.")
+            raise SectionError(f"`{where}` is {shown(value)}; expected a mapping.")
         return {str(key): _convert(arguments[1], item, where=f"{where}.{key}") for key, item in value.items()}
     if kind is float and isinstance(value, str):
         # YAML takes 1e-4 for text, because it has no point.
@@ -93,7 +151,7 @@ def _convert(kind: Any, value: Any, *, where: str) -> Any:
             return float(value)
     is_number = kind is float and isinstance(value, int) and not isinstance(value, bool)
     if not is_number and (not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))):
-        raise SectionError(f"`{where}` is {value!r}; expected a value of type {kind.__name__}.")
+        raise SectionError(f"`{where}` is {shown(value)}; expected a value of type {kind.__name__}.")
     return value.strip() if isinstance(value, str) else kind(value)
 
 
@@ -102,7 +160,7 @@ def _convert_tuple(kinds: tuple[Any, ...], value: Any, *, where: str) -> tuple[A
     if kinds[-1] is Ellipsis:
         kinds = kinds[:1] * len(items)
     if len(kinds) != len(items):
-        raise SectionError(f"`{where}` is {value!r}; expected a list of {len(kinds)}.")
+        raise SectionError(f"`{where}` is {shown(value)}; expected a list of {len(kinds)}.")
     pairs = zip(kinds, items, strict=True)
     return tuple(_convert(kind, item, where=f"{where}[{i}]") for i, (kind, item) in enumerate(pairs))
 
@@ -117,7 +175,7 @@ def _convert_union(kinds: tuple[Any, ...], value: Any, *, where: str) -> Any:
         if type(value) is kind:
             return _convert(kind, value, where=where)
     names = ", ".join(getattr(kind, "__name__", str(kind)) for kind in others)
-    raise SectionError(f"`{where}` is {value!r}; expected a value of one of the types {names}.")
+    raise SectionError(f"`{where}` is {shown(value)}; expected a value of one of the types {names}.")
 
 
 def _has_default(item: "dataclasses.Field[Any]") -> bool:

@@ -89,6 +89,7 @@ def _load_structure(path: Path) -> Any:
             f"{path} is not a whole file of a current `torch.save`. Plain pickles can run code and are never opened: "
             "load it where it was made and save its tensors again, or download it again."
         )
+    _refuse_packed_entries(path)
     try:
         # Only tensors and plain containers are built (`weights_only`), and tensors without their values.
         return torch.load(path, map_location="meta", weights_only=True)
@@ -97,10 +98,28 @@ def _load_structure(path: Path) -> Any:
             f"{path} holds Python objects besides tensors; they could run code when loaded, so nothing was loaded. "
             "Save the state dict again as plain tensors."
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
+        # A damaged stream of opcodes can raise anything.
         raise ConversionError(
             f"{path} is not a whole file written by `torch.save`. Download or copy it again."
         ) from error
+
+
+def _refuse_packed_entries(path: Path) -> None:
+    """`torch.save` compresses nothing; what is compressed may unpack to any size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise ConversionError(
+            f"{path} is not a whole file written by `torch.save`. Download or copy it again."
+        ) from error
+    if packed:
+        raise ConversionError(
+            f"{path} holds compressed entries (`{packed[0]}`), which `torch.save` never writes. Do not use it."
+        )
 
 
 def _locate(path: Path, name: str, tensor: torch.Tensor) -> StoredTensor:
