@@ -101,13 +101,13 @@ def set_pictures(section: PictureSection, *, processor: Any = None, config: Any 
 
 
 def canvases(max_tiles: int, *, tile_size: int) -> list[list[int]]:
-    """Canvases of 2 to `max_tiles` tiles and at most four a side, (height, width) in pixels, small ones first.
+    """Canvases (height, width) in pixels, at most four tiles a side, that cost `max_tiles` or less with the thumbnail.
 
-    >>> canvases(2, tile_size=384)
+    >>> canvases(3, tile_size=384)
     [[384, 768], [768, 384]]
     """
     sides = range(1, MAX_TILES_PER_SIDE + 1)
-    grids = [(rows, columns) for rows, columns in product(sides, sides) if 1 < rows * columns <= max_tiles]
+    grids = [(rows, columns) for rows, columns in product(sides, sides) if 1 < rows * columns < max_tiles]
     grids.sort(key=lambda grid: (grid[0] * grid[1], grid))
     return [[rows * tile_size, columns * tile_size] for rows, columns in grids]
 
