@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,10 @@ from .errors import XGenMMError
 CONFIG_NAME = "config.json"
 # What `config.json` of a checkpoint may say: our own two families, and the first release.
 MODEL_TYPES = ("xgenmm", "xgenmm_v1", "blip_3")
+# Sizes that make up a model, with the largest that anybody could mean; none is below 1.
+SIZES = dict.fromkeys(
+    ("hidden_size", "intermediate_size", "vocab_size", "image_size", "patch_size", "num_latents", "head_dim"), 10**7
+) | dict.fromkeys(("num_hidden_layers", "num_layers", "num_attention_heads", "num_key_value_heads", "num_heads"), 4096)
 
 
 def check_model_type(source: str | os.PathLike[str], *, revision: str | None = None) -> None:
@@ -26,7 +32,8 @@ def check_model_type(source: str | os.PathLike[str], *, revision: str | None = N
     path = _find_config(source, revision=revision)
     if path is None:
         return
-    model_type = read_json_object(path).get("model_type")
+    content = read_json_object(path)
+    model_type = content.get("model_type")
     if not isinstance(model_type, str) or not (model_type in MODEL_TYPES or _is_registered_subclass(model_type)):
         known = ", ".join(f"`{name}`" for name in MODEL_TYPES)
         said = f"is a `{model_type}` model" if isinstance(model_type, str) else f"has the `model_type` {model_type!r}"
@@ -34,6 +41,51 @@ def check_model_type(source: str | os.PathLike[str], *, revision: str | None = N
             f"`{path}` {said}; expected an xGen-MM checkpoint (`model_type` {known}). Code that a checkpoint brings "
             "along is never run."
         )
+    _check_sizes(content, path=path, where="")
+
+
+@contextmanager
+def reading_checkpoint(source: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn whatever a damaged checkpoint makes libraries raise into one error that names it.
+
+    Args:
+        source: Directory or Hub id of what is read in the block.
+
+    Raises:
+        XGenMMError: Instead of any error but those of this package, of the file system and of full memory.
+    """
+    try:
+        yield
+    except (XGenMMError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        # PyTorch's own error is none of Python's.
+        if type(error).__name__ == "OutOfMemoryError" or isinstance(error, ImportError):
+            raise
+        lines = " ".join(str(error).split()).rstrip(".")
+        raise XGenMMError(
+            f"`{source}` cannot be loaded: {lines or type(error).__name__}. Its files are damaged or do not belong "
+            "together; copy or download them again."
+        ) from error
+
+
+def load_config(source: str | os.PathLike[str], *, revision: str | None = None, **arguments: Any) -> Any:
+    """Configuration of an xGen-MM checkpoint.
+
+    Args:
+        source: Directory, path of a `config.json`, or Hub id.
+        revision: Commit, branch or tag on the Hub.
+        **arguments: Further arguments of `AutoConfig.from_pretrained`.
+
+    Raises:
+        XGenMMError: If it is damaged or that of another architecture.
+        OSError: If it is not there.
+    """
+    from transformers import AutoConfig
+
+    check_model_type(source, revision=revision)
+    with reading_checkpoint(source):
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **arguments)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -50,6 +102,23 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise XGenMMError(f"`{path}` holds a JSON {type(content).__name__}; expected an object. Was it cut off?")
     return content
+
+
+def _check_sizes(content: Mapping[str, Any], *, path: Path, where: str) -> None:
+    for name, value in content.items():
+        if isinstance(value, Mapping) and name.endswith("config"):
+            _check_sizes(value, path=path, where=f"{where}{name}.")
+        elif name.endswith("_config") and not isinstance(value, Mapping | None):
+            raise XGenMMError(
+                f"`{path}` has `{where}{name}` {value!r}; expected an object. Copy or download it again."
+            )
+        elif name in SIZES and value is not None:
+            for side in value if isinstance(value, list) and value else [value]:
+                if type(side) is not int or not 1 <= side <= SIZES[name]:
+                    raise XGenMMError(
+                        f"`{path}` has `{where}{name}` {value!r}; expected a whole number of 1 to {SIZES[name]:,}. "
+                        "Correct it, or copy or download the file again."
+                    )
 
 
 def _is_registered_subclass(model_type: str) -> bool:

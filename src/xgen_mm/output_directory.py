@@ -23,8 +23,10 @@ from .errors import XGenMMError
 
 try:
     import fcntl
+
+    _HAS_LOCKS = True
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    _HAS_LOCKS = False
 
 LOCK_NAME = ".lock"
 # How a file system says that it knows no locks, and that somebody has the lock.
@@ -265,7 +267,7 @@ def _give_back(file: int, path: Path) -> None:
     if _read_holder(path).get("pid") == os.getpid():
         with contextlib.suppress(OSError):
             path.unlink()
-        if fcntl is not None:
+        if _HAS_LOCKS:
             with contextlib.suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_UN)
     os.close(file)
@@ -273,7 +275,7 @@ def _give_back(file: int, path: Path) -> None:
 
 def _try_lock(file: int) -> str:
     """`taken`, `held` by another process, or `unknown` where there are no locks."""
-    if fcntl is None:
+    if not _HAS_LOCKS:
         return "unknown"
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

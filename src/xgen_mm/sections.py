@@ -17,6 +17,9 @@ _MAX_YAML_DEPTH = 64
 _MAX_YAML_VALUES = 100_000
 
 Section = TypeVar("Section")
+# Far above what a person writes.
+MAX_YAML_BYTES = 4_000_000
+MAX_SHOWN = 200
 
 
 class SectionError(XGenMMError):
@@ -30,11 +33,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         SectionError: If it cannot be read, is no YAML, or no mapping.
     """
     try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise SectionError(
+                f"`{path.name}` has {path.stat().st_size:,} bytes; expected at most {MAX_YAML_BYTES:,}."
+            )
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise SectionError(f"`{path.name}` cannot be read as YAML: {' '.join(str(error).split())}") from error
+    content = parse_yaml(text, where=path.name)
     if not isinstance(content, dict):
-        raise SectionError(f"`{path.name}` is {content!r}; expected a mapping of keys to values.")
+        raise SectionError(f"`{path.name}` is {shown(content)}; expected a mapping of keys to values.")
     return content
 
 
@@ -46,9 +54,31 @@ def load_yaml(text: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_BoundedLoader)
-    except (ValueError, OverflowError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         # Dates and numbers that look like ones.
         raise yaml.YAMLError(f"a value cannot be read: {error}") from error
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """As `load_yaml`, with an error that says where the text stands.
+
+    Args:
+        text: One document.
+        where: What the message calls it.
+
+    Raises:
+        SectionError: If `load_yaml` refuses it.
+    """
+    try:
+        return load_yaml(text)
+    except yaml.YAMLError as error:
+        raise SectionError(f"`{where}` cannot be read as YAML: {' '.join(str(error).split())}") from error
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut short where it is long."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 class _BoundedLoader(yaml.SafeLoader):
@@ -91,7 +121,7 @@ def parse_section(section: type[Section], content: Any, *, where: str) -> Sectio
         SectionError: If a key is unknown or missing, or a value has the wrong type.
     """
     if not isinstance(content, Mapping):
-        raise SectionError(f"`{where}` is {content!r}; expected a mapping of keys to values.")
+        raise SectionError(f"`{where}` is {shown(content)}; expected a mapping of keys to values.")
     fields = {item.name: item for item in dataclasses.fields(section)}  # type: ignore[arg-type]
     for key in content:
         if key not in fields:
@@ -122,7 +152,7 @@ def _convert(kind: Any, value: Any, *, where: str) -> Any:
         return _convert_union(arguments, value, where=where)
     if origin is Literal:
         if value not in arguments:
-            raise SectionError(f"`{where}` is {value!r}; {nearest(value, map(str, arguments))}")
+            raise SectionError(f"`{where}` is {shown(value)}; {nearest(value, map(str, arguments))}")
         return value
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else parse_section(kind, value, where=where)
@@ -130,7 +160,7 @@ def _convert(kind: Any, value: Any, *, where: str) -> Any:
         return _convert_tuple(arguments, value, where=where)
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise SectionError(f"`{where}` is {value!r}; expected a mapping.")
+            raise SectionError(f"`{where}` is {shown(value)}; expected a mapping.")
         return {str(key): _convert(arguments[1], item, where=f"{where}.{key}") for key, item in value.items()}
     if kind is float and isinstance(value, str):
         # YAML takes 1e-4 for text, because it has no point.
@@ -138,7 +168,7 @@ def _convert(kind: Any, value: Any, *, where: str) -> Any:
             return float(value)
     is_number = kind is float and isinstance(value, int) and not isinstance(value, bool)
     if not is_number and (not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))):
-        raise SectionError(f"`{where}` is {value!r}; expected a value of type {kind.__name__}.")
+        raise SectionError(f"`{where}` is {shown(value)}; expected a value of type {kind.__name__}.")
     return value.strip() if isinstance(value, str) else kind(value)
 
 
@@ -147,7 +177,7 @@ def _convert_tuple(kinds: tuple[Any, ...], value: Any, *, where: str) -> tuple[A
     if kinds[-1] is Ellipsis:
         kinds = kinds[:1] * len(items)
     if len(kinds) != len(items):
-        raise SectionError(f"`{where}` is {value!r}; expected a list of {len(kinds)}.")
+        raise SectionError(f"`{where}` is {shown(value)}; expected a list of {len(kinds)}.")
     pairs = zip(kinds, items, strict=True)
     return tuple(_convert(kind, item, where=f"{where}[{i}]") for i, (kind, item) in enumerate(pairs))
 
@@ -162,7 +192,7 @@ def _convert_union(kinds: tuple[Any, ...], value: Any, *, where: str) -> Any:
         if type(value) is kind:
             return _convert(kind, value, where=where)
     names = ", ".join(getattr(kind, "__name__", str(kind)) for kind in others)
-    raise SectionError(f"`{where}` is {value!r}; expected a value of one of the types {names}.")
+    raise SectionError(f"`{where}` is {shown(value)}; expected a value of one of the types {names}.")
 
 
 def _has_default(item: "dataclasses.Field[Any]") -> bool:

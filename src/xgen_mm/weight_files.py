@@ -14,8 +14,8 @@ from .errors import ConversionError
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = SINGLE_NAME + ".index.json"
 LENGTH_BYTES = 8
-# The format's own limit.
-MAX_HEADER_BYTES = 100_000_000
+# Far above any index or header of a real checkpoint, and small enough to be parsed in memory.
+MAX_HEADER_BYTES = MAX_JSON_BYTES = 32_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,9 @@ def read_raw_header(path: Path) -> RawHeader:
         text = raw.decode("utf-8")
         entries = json.loads(text)
         entries.pop("__metadata__", None)
-        ranges = sorted((int(begin), int(end)) for begin, end in (entry["data_offsets"] for entry in entries.values()))
+        ranges = sorted(_read_range(entry) for entry in entries.values())
+    except RecursionError as error:
+        raise damaged_header(path, "nested too deeply") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged_header(path, error) from error
     start = position = LENGTH_BYTES + length
@@ -133,12 +135,23 @@ def read_json(path: Path) -> Any:
     """Content of a JSON file.
 
     Raises:
-        ConversionError: If it is not valid JSON.
+        ConversionError: If it is not valid JSON, nested too deeply, or larger than any index.
     """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ConversionError(f"{path} has {path.stat().st_size:,} bytes; expected at most {MAX_JSON_BYTES:,}.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ConversionError(f"{path} is nested too deeply to be what it should be. Download it again.") from error
     except ValueError as error:
         raise ConversionError(f"{path} is not valid JSON: {error}.") from error
+
+
+def _read_range(entry: dict[str, Any]) -> tuple[int, int]:
+    begin, end = entry["data_offsets"]
+    if type(begin) is not int or type(end) is not int or begin < 0:
+        raise ValueError(f"`data_offsets` {begin!r}..{end!r}; expected whole numbers")
+    return begin, end
 
 
 def _single_name(variant: str | None) -> str:

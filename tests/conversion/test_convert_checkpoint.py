@@ -310,6 +310,26 @@ def test_training_file_with_tower_equals_the_released_files(
     assert_same_weights(load_weights(tmp_path / "out"), direct)
 
 
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [
+        ("state_dict", "module."),
+        ("model", "_orig_mod."),
+        ("module", "_fsdp_wrapped_module."),
+        (None, "module._orig_mod."),
+        ("model_state_dict", "_orig_mod.module."),
+    ],
+)
+def test_training_file_of_wrapped_modules_equals_the_released_files(
+    tmp_path: Path, bare_weights: State, direct: State, key: str | None, prefix: str
+) -> None:
+    inner = {name.replace("lang_model.", "lang_model._fsdp_wrapped_module."): t for name, t in bare_weights.items()}
+    wrapped = {prefix + name: tensor for name, tensor in inner.items()}
+    torch.save({key: wrapped, "step": 3} if key else wrapped, tmp_path / "x.pt")
+    convert_checkpoint(tmp_path / "x.pt", tmp_path / "out", options=ConversionOptions(config=CHECKPOINT))
+    assert_same_weights(load_weights(tmp_path / "out"), direct)
+
+
 @pytest.mark.parametrize("layout", ["released", "ours", "transformers-model", "transformers-tower"])
 def test_training_file_takes_the_frozen_tower_from_elsewhere(
     tmp_path: Path, instruct_files: Path, converted_files: Path, bare_weights: State, direct: State, layout: str

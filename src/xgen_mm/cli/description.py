@@ -14,6 +14,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToText
 
 from ..anyres import best_canvas
+from ..checkpoint_config import reading_checkpoint
 from ..modeling.configuration_xgen_mm import TOWERS_WITH_POOLING_HEAD
 from .console import UserError
 from .loading import load_config
@@ -90,7 +91,8 @@ def describe_config(config: Any, *, name: str, image_sizes: Sequence[tuple[int, 
         name: What to call it.
         image_sizes: `(height, width)` of pictures whose cost is wanted, tiled as the configuration says.
     """
-    parameters, is_tied = count_parameters(config)
+    with reading_checkpoint(name):
+        parameters, is_tied = count_parameters(config)
     return Description(
         checkpoint=name,
         model_type=config.model_type,

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 import xgen_mm
 from xgen_mm.auto import FAMILIES
-from xgen_mm.checkpoint_config import check_model_type
+from xgen_mm.checkpoint_config import load_config as read_config
+from xgen_mm.checkpoint_config import reading_checkpoint
 from xgen_mm.errors import XGenMMError
 from xgen_mm.images.bounded_download import is_url
 from xgen_mm.processing.image_loading import fetch_image
@@ -112,8 +113,7 @@ def load_config(name: str) -> Any:
         UserError: If it cannot be read or belongs to another kind of model.
     """
     try:
-        check_model_type(name)
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = read_config(name)
     except XGenMMError as error:
         raise UserError(one_line(error)) from error
     except (OSError, ValueError) as error:
@@ -143,8 +143,9 @@ def load_model(name: str, *, device: str, dtype: str) -> LoadedModel:
     else:
         log(f"Loading {name} ...")
     try:
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, trust_remote_code=False)
+        with reading_checkpoint(name):
+            processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+            model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = _FOREIGN_CODE if "trust_remote_code" in str(error) else one_line(error)
         raise UserError(f"cannot load `{name}`: {reason}") from error

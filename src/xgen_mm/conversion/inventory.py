@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers.models.auto import AutoModel, AutoModelForImageTextToText
 
+from ..checkpoint_config import reading_checkpoint
 from ..errors import ConversionError
 from ..modeling.configuration_xgen_mm import TOWERS_WITH_POOLING_HEAD, XGenMMConfig
 from .key_rules import KeyRules, RowCopy
@@ -151,7 +152,7 @@ def build_inventory(config: XGenMMConfig, rules: KeyRules) -> Inventory:
     Raises:
         ConversionError: If a weight of the model has no rule.
     """
-    with torch.device("meta"):
+    with reading_checkpoint("The configuration"), torch.device("meta"):
         ours = _shapes(AutoModelForImageTextToText.from_config(config, trust_remote_code=False))
     copies = {
         name: rules.row_copies(name, num_rows=shape[0], first_added_row=config.image_token_id)

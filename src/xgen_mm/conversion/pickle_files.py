@@ -1,6 +1,7 @@
 """Reads and writes the `.pt` files of the original training code without running anything that they hold."""
 
 import pickle
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -11,7 +12,11 @@ import torch
 from ..errors import ConversionError
 from .tensor_files import DTYPE_NAMES, DTYPES, StoredTensor
 
-WRAPPER_KEY = "model_state_dict"
+# Where training checkpoints keep the state dict; the first that is there is taken.
+WRAPPER_KEYS = ("model_state_dict", "state_dict", "model", "module")
+# These are put before any module; `module.` only before the whole model.
+_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_OUTER_WRAPPERS = re.compile(r"^(?:module\.)+")
 # Positions in the zip format: checksum of an entry in its data descriptor and in the central directory.
 DESCRIPTOR_SIGNATURE, DESCRIPTOR_CRC = b"PK\x07\x08", 4
 CENTRAL_SIGNATURE, CENTRAL_CRC, CENTRAL_LENGTHS, CENTRAL_SIZE = b"PK\x01\x02", 16, 28, 46
@@ -21,23 +26,41 @@ def list_pickle(path: Path) -> tuple[dict[str, StoredTensor], str | None]:
     """Find the tensors of a `.pt` file; their values are not read.
 
     Args:
-        path: A state dict, or a training checkpoint that holds one under `model_state_dict`.
+        path: A state dict, or a training checkpoint that holds one under one of `WRAPPER_KEYS`.
 
     Returns:
-        Tensors by name, and the key they were found under, if any.
+        Tensors by `plain_name`, and the key they were found under, if any.
 
     Raises:
         ConversionError: If the file is damaged, holds code, or is not a state dict.
     """
     content = _load_structure(path)
-    wrapper = WRAPPER_KEY if isinstance(content, dict) and WRAPPER_KEY in content else None
+    wrapper = next(
+        (key for key in WRAPPER_KEYS if isinstance(content, dict) and isinstance(content.get(key), dict)), None
+    )
     state = content[wrapper] if wrapper else content
     if not isinstance(state, dict) or not state:
-        raise ConversionError(f"{path} holds no state dict; expected tensors by name, or a dict with `{WRAPPER_KEY}`.")
+        known = ", ".join(f"`{key}`" for key in WRAPPER_KEYS)
+        raise ConversionError(f"{path} holds no state dict; expected tensors by name, alone or under one of {known}.")
     strangers = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if strangers:
         raise ConversionError(f"{path} holds entries that are not tensors: {', '.join(strangers)}.")
-    return {str(name): _locate(path, str(name), tensor) for name, tensor in state.items()}, wrapper
+    tensors: dict[str, StoredTensor] = {}
+    for name, tensor in state.items():
+        plain = plain_name(str(name))
+        if plain in tensors:
+            raise ConversionError(f"{path} holds `{plain}` twice, the second time as `{name}`; save one state dict.")
+        tensors[plain] = _locate(path, str(name), tensor)
+    return tensors, wrapper
+
+
+def plain_name(name: str) -> str:
+    """Name of a weight without what DDP, `torch.compile`, FSDP and activation checkpointing put into it.
+
+    >>> plain_name("module._orig_mod.lang_model._fsdp_wrapped_module.lm_head.weight")
+    'lang_model.lm_head.weight'
+    """
+    return _OUTER_WRAPPERS.sub("", _WRAPPERS.sub("", name))
 
 
 def write_skeleton(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]], *, wrapper: str | None) -> None:
@@ -89,6 +112,7 @@ def _load_structure(path: Path) -> Any:
             f"{path} is not a whole file of a current `torch.save`. Plain pickles can run code and are never opened: "
             "load it where it was made and save its tensors again, or download it again."
         )
+    _refuse_packed_entries(path)
     try:
         # Only tensors and plain containers are built (`weights_only`), and tensors without their values.
         return torch.load(path, map_location="meta", weights_only=True)
@@ -97,10 +121,28 @@ def _load_structure(path: Path) -> Any:
             f"{path} holds Python objects besides tensors; they could run code when loaded, so nothing was loaded. "
             "Save the state dict again as plain tensors."
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
+        # A damaged stream of opcodes can raise anything.
         raise ConversionError(
             f"{path} is not a whole file written by `torch.save`. Download or copy it again."
         ) from error
+
+
+def _refuse_packed_entries(path: Path) -> None:
+    """`torch.save` compresses nothing; what is compressed may unpack to any size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise ConversionError(
+            f"{path} is not a whole file written by `torch.save`. Download or copy it again."
+        ) from error
+    if packed:
+        raise ConversionError(
+            f"{path} holds compressed entries (`{packed[0]}`), which `torch.save` never writes. Do not use it."
+        )
 
 
 def _locate(path: Path, name: str, tensor: torch.Tensor) -> StoredTensor:

@@ -7,9 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from transformers import AutoConfig
-
-from ..checkpoint_config import check_model_type
+from ..checkpoint_config import load_config
 from ..errors import ConversionError
 from ..output_directory import locked_directory
 from ..v1.configuration_xgen_mm_v1 import XGenMMV1Config
@@ -54,8 +52,7 @@ def restore_checkpoint(
     for directory in {source, original or source}:
         _refuse_damaged(directory)
     ours = list_directory(source)
-    check_model_type(source)
-    config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    config = load_config(source, local_files_only=True)
     inventory = build_inventory(config, V1 if isinstance(config, XGenMMV1Config) else V1_5)
     _check_ours(inventory, ours)
     files = [_output_file(file, record, inventory, ours=ours, extras=extras) for file in record.files]

@@ -5,9 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import AutoConfig
-
-from ..checkpoint_config import CONFIG_NAME, check_model_type
+from ..checkpoint_config import CONFIG_NAME, load_config
 from ..errors import ConversionError
 from ..modeling.configuration_xgen_mm import XGenMMConfig
 from .key_rules import OUR_MARK, V1_5, V1_5_MARK, V1_MARK, KeyRules
@@ -140,10 +138,9 @@ def read_config(source: SourceCheckpoint, config: Path | None) -> XGenMMConfig:
     path = path / CONFIG_NAME if path.is_dir() else path
     if not path.is_file():
         raise ConversionError(f"{path} does not exist; name the model's configuration with `--config`.")
-    check_model_type(path)
     try:
-        found = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError) as error:
+        found = load_config(path, local_files_only=True)
+    except OSError as error:
         raise ConversionError(f"{path} cannot be read as a configuration: {error}") from error
     if not isinstance(found, type(preset)) or found.model_type != preset.model_type:
         raise ConversionError(

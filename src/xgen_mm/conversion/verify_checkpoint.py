@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from ..checkpoint_config import check_model_type
+from ..checkpoint_config import load_config
 from ..errors import ConversionError
 from ..weight_files import INDEX_NAME, SINGLE_NAME
 from .download_record import changed_downloads
@@ -75,9 +75,7 @@ def compare_checkpoints(first: Path, second: Path, *, tolerance: float = DEFAULT
     Raises:
         ConversionError: If the two differ in architecture, so that there is nothing to compare.
     """
-    for path in (first, second):
-        check_model_type(path)
-    sizes = [_sizes(AutoConfig.from_pretrained(path, trust_remote_code=False)) for path in (first, second)]
+    sizes = [_sizes(load_config(path)) for path in (first, second)]
     different = {name: (value, sizes[1][name]) for name, value in sizes[0].items() if value != sizes[1][name]}
     if different:
         listed = ", ".join(f"{name} {one!r} and {other!r}" for name, (one, other) in different.items())
@@ -156,8 +154,7 @@ def load_model(path: Path, *, sliding_window: int | None = None) -> PreTrainedMo
         path: Checkpoint directory.
         sliding_window: Window as the original counts it (`query - key <= window`); `None` takes the checkpoint's own.
     """
-    check_model_type(path)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    config = load_config(path)
     if sliding_window is not None:
         config.text_config.sliding_window = sliding_window + 1
     model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..adapters import merge_adapter
-from ..checkpoint_config import check_model_type, read_json_object
+from ..checkpoint_config import check_model_type, read_json_object, reading_checkpoint
 from ..errors import XGenMMError
 from ..output_directory import new_directory
 from .links import refuse_links
@@ -81,10 +81,11 @@ def export_checkpoint(
         for directory in (source, processor, base):
             refuse_links(directory)
         check_model_type(base or source)
-        loaded_processor = _load_processor(processor or source, base)
-        model = AutoModelForImageTextToText.from_pretrained(base or source, dtype=dtype, trust_remote_code=False)
-        if base is not None:
-            model = merge_adapter(model, source)
+        with reading_checkpoint(source):
+            loaded_processor = _load_processor(processor or source, base)
+            model = AutoModelForImageTextToText.from_pretrained(base or source, dtype=dtype, trust_remote_code=False)
+            if base is not None:
+                model = merge_adapter(model, source)
         model.save_pretrained(partial, max_shard_size=max_shard_size)
         loaded_processor.save_pretrained(partial)
         _write_card(source, base, partial, card=card, name=Path(destination).name)
@@ -120,7 +121,7 @@ def _adapter_base(source: str | os.PathLike[str]) -> str | None:
     if not path.is_file():
         return None
     base = read_json_object(path).get("base_model_name_or_path")
-    if not base:
+    if not isinstance(base, str) or not base:
         raise XGenMMError(f"{path} names no `base_model_name_or_path`; write there what the adapter was trained on.")
     return str(base)
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def is_complete(checkpoint: Path) -> bool:
 
 def complete_checkpoints(directory: Path) -> list[Path]:
     """Complete checkpoints of a run, the oldest first."""
-    found = [path for path in directory.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
+    # Up to 18 digits as they are written here; other scripts have digits too, which no run writes.
+    found = [path for path in directory.glob(f"{PREFIX}*") if re.fullmatch(rf"{PREFIX}[0-9]{{1,18}}", path.name)]
     return [path for path in sorted(found, key=step_of) if is_complete(path)]
 
 

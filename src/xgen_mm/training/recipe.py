@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ..data.mixture_presets import load_preset
-from ..sections import SectionError, load_yaml, nearest, parse_section, read_yaml
+from ..sections import SectionError, nearest, parse_section, parse_yaml, read_yaml, shown
 from .recipe_sections import (
     BatchSection,
     DataSection,
@@ -206,10 +206,7 @@ def _apply(content: dict[str, Any], change: str) -> None:
     keys = name.strip().split(".")
     if not sign or not all(keys):
         raise RecipeError(f"`--set {change}` has no value; write `--set section.key=value`.")
-    try:
-        value = load_yaml(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"`--set {change}`: {text!r} is no YAML value.") from error
+    value = parse_yaml(text, where=f"--set {name}")
     place: Any = content
     for depth, key in enumerate(keys[:-1]):
         place = _step_into(place, key, where=".".join(keys[: depth + 1]), create=True)
@@ -226,12 +223,12 @@ def _step_into(place: Any, key: str, *, where: str, create: bool) -> Any:
         place[key] = {}
     found = place[key]
     if not isinstance(found, dict | list):
-        raise RecipeError(f"`--set {where}.…`: `{where}` is {found!r}, which has no keys.")
+        raise RecipeError(f"`--set {where}.…`: `{where}` is {shown(found)}, which has no keys.")
     return found
 
 
 def _list_index(place: list[Any], key: str, *, where: str) -> int:
-    if not key.isdecimal() or int(key) >= len(place):
+    if not (key.isascii() and key.isdecimal() and len(key) < 10) or int(key) >= len(place):
         raise RecipeError(f"`--set {where}`: expected a number below {len(place)}, since this is a list.")
     return int(key)
 

@@ -188,8 +188,8 @@ class PictureSection:
     Attributes:
         resolution: `base` gives one tile per picture; `anyres` cuts it into tiles and puts a thumbnail first;
             `checkpoint` leaves that to the checkpoint's processor.
-        max_tiles: Most tiles of a picture, not counting the thumbnail, where the resolution is `anyres`: canvases are
-            all grids of up to that many tiles and at most four on a side. `None` keeps the checkpoint's canvases.
+        max_tiles: Most tiles of a picture, the thumbnail included as in the processor, with `anyres`: canvases are
+            all grids that leave room for it, at most four tiles on a side. `None` keeps the checkpoint's canvases.
     """
 
     resolution: Literal["checkpoint", "base", "anyres"] = "checkpoint"
@@ -202,8 +202,8 @@ class PictureSection:
                 f"`pictures: max_tiles` is {self.max_tiles} but `resolution` is `{self.resolution}`; tiles are "
                 "counted with `resolution: anyres` only."
             )
-        if self.max_tiles is not None and not 2 <= self.max_tiles <= 16:
-            raise RecipeError(f"`pictures: max_tiles` is {self.max_tiles}; expected 2 to 16.")
+        if self.max_tiles is not None and not 3 <= self.max_tiles <= 17:
+            raise RecipeError(f"`pictures: max_tiles` is {self.max_tiles}; expected 3 to 17, the thumbnail included.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

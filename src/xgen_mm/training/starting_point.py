@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from .. import tiny_checkpoint
-from ..checkpoint_config import check_model_type
+from ..checkpoint_config import check_model_type, load_config, reading_checkpoint
 from .recipe import Recipe
 from .recipe_sections import ModelSection, PictureSection, RecipeError
 
@@ -42,10 +42,10 @@ def load_processor(recipe: Recipe) -> Any:
     """
     if recipe.batches.grouping == "packed":
         _refuse_rows_read_as_one(recipe.model)
-    check_model_type(checkpoint_of(recipe.model), revision=recipe.model.revision)
-    processor = AutoProcessor.from_pretrained(
-        checkpoint_of(recipe.model), revision=recipe.model.revision, trust_remote_code=False
-    )
+    checkpoint = checkpoint_of(recipe.model)
+    check_model_type(checkpoint, revision=recipe.model.revision)
+    with reading_checkpoint(checkpoint):
+        processor = AutoProcessor.from_pretrained(checkpoint, revision=recipe.model.revision, trust_remote_code=False)
     set_pictures(recipe.pictures, processor=processor)
     return processor
 
@@ -64,14 +64,17 @@ def load_model(recipe: Recipe) -> Any:
         from transformers.distributed import DistributedConfig
 
         options["distributed_config"] = DistributedConfig(fsdp_size=recipe.distributed.fsdp_size)
-    model = AutoModelForImageTextToText.from_pretrained(
-        checkpoint_of(section),
-        revision=section.revision,
-        dtype=getattr(torch, section.dtype),
-        attn_implementation=section.attention,
-        **options,
-        trust_remote_code=False,
-    )
+    checkpoint = checkpoint_of(section)
+    check_model_type(checkpoint, revision=section.revision)
+    with reading_checkpoint(checkpoint):
+        model = AutoModelForImageTextToText.from_pretrained(
+            checkpoint,
+            revision=section.revision,
+            dtype=getattr(torch, section.dtype),
+            attn_implementation=section.attention,
+            **options,
+            trust_remote_code=False,
+        )
     set_pictures(recipe.pictures, config=model.config)
     return model
 
@@ -98,20 +101,20 @@ def set_pictures(section: PictureSection, *, processor: Any = None, config: Any 
 
 
 def canvases(max_tiles: int, *, tile_size: int) -> list[list[int]]:
-    """Canvases of 2 to `max_tiles` tiles and at most four a side, (height, width) in pixels, small ones first.
+    """Canvases (height, width) in pixels, at most four tiles a side, that cost `max_tiles` or less with the thumbnail.
 
-    >>> canvases(2, tile_size=384)
+    >>> canvases(3, tile_size=384)
     [[384, 768], [768, 384]]
     """
     sides = range(1, MAX_TILES_PER_SIDE + 1)
-    grids = [(rows, columns) for rows, columns in product(sides, sides) if 1 < rows * columns <= max_tiles]
+    grids = [(rows, columns) for rows, columns in product(sides, sides) if 1 < rows * columns < max_tiles]
     grids.sort(key=lambda grid: (grid[0] * grid[1], grid))
     return [[rows * tile_size, columns * tile_size] for rows, columns in grids]
 
 
 def _refuse_rows_read_as_one(section: ModelSection) -> None:
     """Refuse to pack rows for the first release, whose resampler reads the row that a picture stands in."""
-    config = AutoConfig.from_pretrained(checkpoint_of(section), revision=section.revision, trust_remote_code=False)
+    config = load_config(checkpoint_of(section), revision=section.revision)
     if config.model_type == PROMPT_READING_MODEL:
         raise RecipeError(
             f"`batches: grouping: packed` is not possible with `{section.checkpoint}` (`{config.model_type}`): its "

@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
-from ...checkpoint_config import check_model_type
+from ...checkpoint_config import load_config, reading_checkpoint
 from ...errors import XGenMMError
 from ..recipe import Recipe
 from ..starting_point import checkpoint_of, load_processor, set_pictures
@@ -97,12 +96,11 @@ def make_plan(
     """
     world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
     accumulation = recipe.batches.accumulation(world_size)
-    check_model_type(checkpoint_of(recipe.model), revision=recipe.model.revision)
-    config = AutoConfig.from_pretrained(
-        checkpoint_of(recipe.model), revision=recipe.model.revision, trust_remote_code=False
-    )
+    checkpoint = checkpoint_of(recipe.model)
+    config = load_config(checkpoint, revision=recipe.model.revision)
     set_pictures(recipe.pictures, config=config)
-    model = build_on_meta(config)
+    with reading_checkpoint(checkpoint):
+        model = build_on_meta(config)
     parts, pattern = part_sizes(recipe, model)
     data, problem = _measure(recipe, config, samples)
     steps = data.steps if data is not None else recipe.optim.max_steps
