@@ -1,5 +1,6 @@
 """Configuration of BLIP3-o models."""
 
+import copy
 import os
 from typing import Any
 
@@ -7,7 +8,12 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto import CONFIG_MAPPING, AutoConfig
 
-from .released_config_blip3o import QWEN2_5_VL_7B, RELEASED_MODEL_TYPES, translate_released_config
+from .released_config_blip3o import (
+    QWEN2_5_VL_7B,
+    RELEASED_LANGUAGE_MODELS,
+    RELEASED_MODEL_TYPES,
+    translate_released_config,
+)
 
 MAX_EMBEDDING_SIZE = 1024
 # Id of one space in Qwen's tokenizer.
@@ -102,7 +108,6 @@ class Blip3oFeatureTowerConfig(PreTrainedConfig):
         num_attention_heads: Attention heads per layer.
         hidden_act: Activation of the feed-forward layers (the exact, erf-based GELU as released).
         layer_norm_eps: Epsilon of the normalizations.
-        attention_dropout: Dropout of attention probabilities in training.
         pooling_size: Edge of the square of patches whose features are averaged into one cell of the feature map.
         initializer_range: Standard deviation of freshly initialized weights.
 
@@ -121,7 +126,6 @@ class Blip3oFeatureTowerConfig(PreTrainedConfig):
     num_attention_heads: int = 16
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-6
-    attention_dropout: float = 0.0
     pooling_size: int = 4
     initializer_range: float = 0.02
 
@@ -289,3 +293,17 @@ def feed_forward_size(hidden_size: int, *, multiplier: float = 1.0, multiple_of:
     """
     width = int(multiplier * int(2 * 4 * hidden_size / 3))
     return -(-width // multiple_of) * multiple_of
+
+
+def blip3o_preset(name: str) -> Blip3oConfig:
+    """Configuration of a released model, for looking at it, or training it anew.
+
+    Args:
+        name: `"4B"` or `"8B"`.
+
+    Raises:
+        ValueError: If there is no such name.
+    """
+    if name not in RELEASED_LANGUAGE_MODELS:
+        raise ValueError(f"There is no preset {name!r}; expected one of {', '.join(RELEASED_LANGUAGE_MODELS)}.")
+    return Blip3oConfig(text_config=copy.deepcopy(RELEASED_LANGUAGE_MODELS[name]))

@@ -1,31 +1,51 @@
 """EVA-CLIP tower: the image features that BLIP3-o learns to draw."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.models.clip.modeling_clip import CLIPMLP
 
 from .configuration_blip3o import Blip3oFeatureTowerConfig
 
 
-class Blip3oFeatureTowerLayer(CLIPEncoderLayer):
-    """The host's CLIP layer with the normalizations behind attention and feed-forward layer instead of before."""
+class Blip3oFeatureTowerAttention(nn.Module):
+    """Self-attention whose queries, keys and values are one projection."""
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
+    def __init__(self, config: Blip3oFeatureTowerConfig) -> None:
+        """Build the projections."""
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Attend over (batch, patches + 1, hidden_size)."""
+        # (batch, length, 3 * heads * head_dim) -> 3 x (batch, heads, length, head_dim)
+        queries, keys, values = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2))
+
+
+class Blip3oFeatureTowerLayer(GradientCheckpointingLayer):
+    """Normalizes behind attention and feed-forward layer instead of before."""
+
+    def __init__(self, config: Blip3oFeatureTowerConfig) -> None:
+        """Build the parts."""
+        super().__init__()
+        self.attn = Blip3oFeatureTowerAttention(config)
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = CLIPMLP(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Run the layer over (batch, patches + 1, hidden_size)."""
-        attended, _ = self.self_attn(hidden_states, attention_mask=attention_mask, **kwargs)
-        hidden_states = hidden_states + self.layer_norm1(attended)
-        return hidden_states + self.layer_norm2(self.mlp(hidden_states))
+        hidden_states = hidden_states + self.norm1(self.attn(hidden_states))
+        return hidden_states + self.norm2(self.mlp(hidden_states))
 
 
 class Blip3oFeatureTower(PreTrainedModel):
@@ -39,8 +59,6 @@ class Blip3oFeatureTower(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
     _no_split_modules = ["Blip3oFeatureTowerLayer"]
 
     def __init__(self, config: Blip3oFeatureTowerConfig) -> None:
@@ -61,12 +79,11 @@ class Blip3oFeatureTower(PreTrainedModel):
             init.normal_(self.class_embedding, std=self.config.initializer_range)
             init.normal_(self.position_embedding, std=self.config.initializer_range)
 
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:
+    def forward(self, pixel_values: torch.Tensor, **_: Any) -> BaseModelOutput:
         """Encode images.
 
         Args:
             pixel_values: Normalized pixels, shape (batch, num_channels, image_size, image_size).
-            **kwargs: Passed on to the attention backend.
 
         Returns:
             `last_hidden_state` has the features of the patches in raster order, without the class token, shape
@@ -76,7 +93,7 @@ class Blip3oFeatureTower(PreTrainedModel):
         class_embedding = self.class_embedding.expand(len(patches), -1, -1)
         hidden_states = torch.cat([class_embedding, patches], dim=1) + self.position_embedding
         for layer in self.layers:
-            hidden_states = layer(hidden_states, **kwargs)
+            hidden_states = layer(hidden_states)
         return BaseModelOutput(last_hidden_state=hidden_states[:, 1:])
 
     def feature_map(self, pixel_values: torch.Tensor) -> torch.Tensor:

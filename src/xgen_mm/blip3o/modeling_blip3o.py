@@ -106,6 +106,7 @@ class Blip3oForConditionalGeneration(PreTrainedModel, GenerationMixin):
         has_images = type(config.text_config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         language_model = AutoModelForImageTextToText if has_images else AutoModelForCausalLM
         self.language_model = language_model.from_config(config.text_config)
+        self.input_modalities = self.language_model.input_modalities
         self.latent_queries = nn.Parameter(torch.empty(1, config.num_queries, config.get_text_config().hidden_size))
         self.diffusion_transformer = Blip3oDiffusionTransformer._from_config(config.diffusion_config)
         self.feature_tower = config.feature_config and Blip3oFeatureTower._from_config(config.feature_config)
@@ -309,8 +310,8 @@ class Blip3oForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: If the mode is another one.
         """
         if generation_mode == "text":
-            # A guidance scale is one of images; here it would start guidance between prompts.
-            kwargs.setdefault("generation_config", self.generation_config)
+            # Read from the checkpoint into this model.
+            self.language_model.generation_config = self.generation_config
             return self.language_model.generate(inputs, **kwargs)
         if generation_mode != "image":
             raise ValueError(f'`generation_mode` is {generation_mode!r}; expected "text" or "image".')

@@ -54,6 +54,8 @@ QWEN2_5_VL_3B: dict[str, Any] = _QWEN2_5_VL | {
     "vision_config": _QWEN2_5_VISION | {"out_hidden_size": 2048},
     "tie_word_embeddings": True,
 }
+# By the size of the whole model.
+RELEASED_LANGUAGE_MODELS = {"4B": QWEN2_5_VL_3B, "8B": QWEN2_5_VL_7B}
 
 # Settings of the training code that say nothing about the model.
 _UNUSED = frozenset(

@@ -3,7 +3,7 @@
 Files of training also hold the tower that gave the targets; files for drawing do not. Source: `docs/blip3o.md`.
 """
 
-from .key_rules import KeyRules, Rename, Rule, Split
+from .key_rules import KeyRules, Rename, Rule
 
 RELEASED_TOWER = "model.gen_vision_tower.vision_tower.model."
 TOWER = "feature_tower."
@@ -25,17 +25,7 @@ TOWER_RULES: tuple[Rule, ...] = (
     Rename(RELEASED_TOWER + "cls_token", TOWER + "class_embedding"),
     Rename(RELEASED_TOWER + "pos_embed", TOWER + "position_embedding"),
     Rename(RELEASED_TOWER + "patch_embed.proj.", TOWER + "patch_embedding."),
-    *(
-        Split(
-            f"{_RELEASED_BLOCK}attn.qkv.{leaf}",
-            into=tuple(f"{_TOWER_LAYER}self_attn.{part}_proj.{leaf}" for part in ("q", "k", "v")),
-        )
-        for leaf in ("weight", "bias")
-    ),
-    Rename(_RELEASED_BLOCK + "attn.proj.", _TOWER_LAYER + "self_attn.out_proj."),
-    Rename(_RELEASED_BLOCK + "norm1.", _TOWER_LAYER + "layer_norm1."),
-    Rename(_RELEASED_BLOCK + "norm2.", _TOWER_LAYER + "layer_norm2."),
-    Rename(_RELEASED_BLOCK + "mlp.", _TOWER_LAYER + "mlp."),
+    Rename(_RELEASED_BLOCK, _TOWER_LAYER),
 )
 TRANSFORMER_RULES: tuple[Rule, ...] = (
     Rename(RELEASED_TRANSFORMER + "patch_embedder.proj.", TRANSFORMER + "patch_embedding."),

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
+from ..blip3o.configuration_blip3o import Blip3oConfig
 from ..checkpoint_config import check_model_type
 from ..errors import ConversionError
 from ..output_directory import locked_directory
 from ..v1.configuration_xgen_mm_v1 import XGenMMV1Config
 from .convert_checkpoint import ConversionReport, progress_bar
+from .convert_blip3o import build_blip3o_inventory
 from .inventory import Inventory, build_inventory, output_dtype
 from .key_rules import V1_5
 from .original_record import FOLDER, OriginalFile, OriginalRecord, load_record, small_files
@@ -56,7 +58,10 @@ def restore_checkpoint(
     ours = list_directory(source)
     check_model_type(source)
     config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    inventory = build_inventory(config, V1 if isinstance(config, XGenMMV1Config) else V1_5)
+    if isinstance(config, Blip3oConfig):
+        inventory = build_blip3o_inventory(config, ours)
+    else:
+        inventory = build_inventory(config, V1 if isinstance(config, XGenMMV1Config) else V1_5)
     _check_ours(inventory, ours)
     files = [_output_file(file, record, inventory, ours=ours, extras=extras) for file in record.files]
     tensors = [tensor for file in files for tensor in file.tensors]
