@@ -22,7 +22,8 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -54,9 +55,7 @@ def load_released(module: torch.nn.Module, released: dict[str, torch.Tensor], *,
         copies = BLIP3O.row_copies(prefix + name, num_rows=tensor.shape[0], first_added_row=0)
         assert copies is not None, f"no rule for {prefix + name}"
         used.update(copy.released for copy in copies)
-        state[name] = torch.cat(
-            [released[copy.released][copy.released_start :][: copy.num_rows] for copy in copies]
-        )
+        state[name] = torch.cat([released[copy.released][copy.released_start :][: copy.num_rows] for copy in copies])
     assert used == set(released)
     module.load_state_dict(state)
 
@@ -190,7 +189,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
-        additional_special_tokens=[token for token in special.values()],
+        additional_special_tokens=list(special.values()),
         chat_template=CHAT_TEMPLATE,
     )
 
@@ -208,3 +207,72 @@ def _byte_level_table() -> dict[int, str]:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+# Ids of the small models below.
+START_ID, QUERY_ID, NUM_QUERIES = 508, 509, 4
+
+
+def small_config(model_type: str = "phi3", **fields: Any) -> Blip3oConfig:
+    """Two layers everywhere, 4 queries, maps of 4 x 4 cells of width 8."""
+    text_config = {
+        "model_type": model_type,
+        "vocab_size": 512,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    diffusion = {"sample_size": 4, "num_channels": 8, "hidden_size": 32, "num_hidden_layers": 2}
+    tower = {
+        "image_size": 32,
+        "patch_size": 4,
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "pooling_size": 2,
+    }
+    settings: dict[str, Any] = {
+        "diffusion_config": diffusion | {"num_attention_heads": 2, "intermediate_size": 48},
+        "feature_config": tower,
+        "pixel_decoder_config": {"image_size": 16, "feature_channels": 8, "hidden_size": 8, "num_inference_steps": 2},
+        "num_queries": NUM_QUERIES,
+        "image_start_token_id": START_ID,
+        "query_token_id": QUERY_ID,
+        "negative_prompt_ids": [32],
+        "num_image_steps": 3,
+    }
+    return Blip3oConfig(text_config=text_config, **settings | fields)
+
+
+def small_model(model_type: str = "phi3", **fields: Any) -> Blip3oForConditionalGeneration:
+    """Random model of `small_config` in evaluation mode, with gates that let the condition through."""
+    torch.manual_seed(0)
+    model = Blip3oForConditionalGeneration(small_config(model_type, **fields)).eval()
+    with torch.no_grad():
+        for layer in model.diffusion_transformer.layers:
+            layer.cross_gate.fill_(1.0)
+    return model
+
+
+def prompt(*texts: str, padding_side: str = "right") -> dict[str, torch.Tensor]:
+    """Model inputs of prompts, a byte a token."""
+    rows = [[*text.encode(), START_ID, *[QUERY_ID] * NUM_QUERIES] for text in texts]
+    longest = max(len(row) for row in rows)
+    ids, masks = [], []
+    for row in rows:
+        padding, shown = [0] * (longest - len(row)), [1] * len(row)
+        ids.append(padding + row if padding_side == "left" else row + padding)
+        masks.append(padding + shown if padding_side == "left" else shown + padding)
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(masks)}
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    """One generator per seed."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -117,7 +117,9 @@ def test_diffusion_transformer_gives_the_golden_gradients() -> None:
             # Zero but for rounding: a constant on all keys changes no softmax.
             assert float(found.abs().max()) < 1e-4
             continue
-        assert distance(found.reshape(expected.shape), expected) < RELATIVE_GRADIENT * float(expected.abs().max()), name
+        assert distance(found.reshape(expected.shape), expected) < RELATIVE_GRADIENT * float(expected.abs().max()), (
+            name
+        )
 
 
 @pytest.mark.parametrize(("task", "batch"), [("t2i", 3), ("i2i", 1)])

@@ -160,7 +160,8 @@ class Blip3oPixelDecoderConfig(PreTrainedConfig):
         """Check the sizes."""
         if self.image_size % 4 or self.hidden_size % 8:
             raise ValueError(
-                f"`image_size` is {self.image_size} and `hidden_size` {self.hidden_size}; expected multiples of 4 and 8."
+                f"`image_size` is {self.image_size} and `hidden_size` {self.hidden_size}; expected multiples of 4 "
+                "and 8."
             )
         super().__post_init__(**kwargs)
 
@@ -281,6 +282,12 @@ class Blip3oConfig(PreTrainedConfig):
         for name in ("num_queries", "num_image_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; expected at least 1.")
+        vocab_size = self.get_text_config().vocab_size
+        for name in ("image_start_token_id", "query_token_id"):
+            if not 0 <= getattr(self, name) < vocab_size:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}; expected an id below the vocabulary size {vocab_size}."
+                )
         if not 0 <= self.condition_dropout < 1:
             raise ValueError(f"`condition_dropout` is {self.condition_dropout}; expected a share from 0 to below 1.")
 

@@ -156,9 +156,7 @@ class Blip3oDiffusionLayer(GradientCheckpointingLayer):
             condition_values: Values, likewise.
             mask: As in `DiffusionCondition`.
         """
-        scale_attention, gate_attention, scale_mlp, gate_mlp = (
-            self.modulation(embedding).unsqueeze(1).chunk(4, dim=-1)
-        )
+        scale_attention, gate_attention, scale_mlp, gate_mlp = self.modulation(embedding).unsqueeze(1).chunk(4, dim=-1)
         normed = self.attention_norm(hidden_states) * (1 + scale_attention)
         keys, values = self.self_attn.keys_and_values(normed)
         attended = self.self_attn(rotate(self.self_attn.queries(normed), rotation), rotate(keys, rotation), values)
@@ -216,9 +214,7 @@ class Blip3oDiffusionTransformer(PreTrainedModel):
             condition: Query states of the language model, shape (batch, length, condition_size).
             attention_mask: Shape (batch, length), 0 on what is hidden; `None` hides nothing.
         """
-        condition = self.condition_linear_2(
-            F.gelu(self.condition_linear_1(condition), approximate="tanh")
-        )
+        condition = self.condition_linear_2(F.gelu(self.condition_linear_1(condition), approximate="tanh"))
         pairs = [layer.condition_keys_and_values(condition) for layer in self.layers]
         keys, values = zip(*pairs, strict=True)
         mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]

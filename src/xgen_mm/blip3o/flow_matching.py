@@ -4,6 +4,7 @@ Source: Flow Matching (arXiv:2210.02747); schedule and rounding as in `docs/blip
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 
@@ -47,7 +48,7 @@ def euler_steps(
     """
     levels = noise_levels(num_steps).tolist()
     samples = noise
-    for step, (level, next_level) in enumerate(zip(levels, levels[1:], strict=False)):
+    for step, (level, next_level) in enumerate(pairwise(levels)):
         timestep = whole_timestep(torch.tensor(level)).to(noise.device)
         change = (next_level - level) * velocity(samples, timestep).float()
         samples = (samples.float() + change).to(noise.dtype)
@@ -56,9 +57,7 @@ def euler_steps(
     return samples
 
 
-def guided(
-    velocity: Callable[[torch.Tensor], torch.Tensor], samples: torch.Tensor, *, scale: float
-) -> torch.Tensor:
+def guided(velocity: Callable[[torch.Tensor], torch.Tensor], samples: torch.Tensor, *, scale: float) -> torch.Tensor:
     """Velocity with classifier-free guidance, in one call.
 
     Args:

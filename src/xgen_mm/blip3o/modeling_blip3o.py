@@ -369,9 +369,7 @@ class Blip3oForConditionalGeneration(PreTrainedModel, GenerationMixin):
         elif noise.shape != shape:
             raise ValueError(f"`noise` has the shape {tuple(noise.shape)}; expected {tuple(shape)}.")
         condition = self.encode_condition(input_ids, attention_mask, **image_inputs).to(dtype)
-        features = self.sample_features(
-            condition, noise.to(device, dtype), num_steps=num_steps, guidance_scale=scale
-        )
+        features = self.sample_features(condition, noise.to(device, dtype), num_steps=num_steps, guidance_scale=scale)
         decoder = self.pixel_decoder if pixel_decoder is None else pixel_decoder
         if decoder is None:
             return Blip3oImageOutput(features=features)
@@ -394,9 +392,7 @@ class Blip3oForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ids = [*config.negative_prompt_ids, config.image_start_token_id, *[config.query_token_id] * config.num_queries]
         condition = self.encode_condition(torch.tensor([ids], device=self.latent_queries.device)).to(transformer.dtype)
         generator = torch.Generator().manual_seed(NEGATIVE_SEED)
-        noise = draw_noise(
-            self._map_shape(1), generator=generator, device=condition.device, dtype=transformer.dtype
-        )
+        noise = draw_noise(self._map_shape(1), generator=generator, device=condition.device, dtype=transformer.dtype)
         return self.sample_features(condition, noise, num_steps=num_steps, guidance_scale=guidance_scale)
 
     def _map_shape(self, num_images: int) -> torch.Size:

@@ -66,7 +66,8 @@ class Blip3oProcessor(ProcessorMixin):
         self._suffix = [_known_id(tokenizer, image_start_token)] + [_known_id(tokenizer, query_token)] * num_queries
         if max_prompt_length <= len(self._suffix):
             raise ValueError(
-                f"`max_prompt_length` is {max_prompt_length}, of which placeholders take {len(self._suffix)}; give more."
+                f"`max_prompt_length` is {max_prompt_length}, of which placeholders take {len(self._suffix)}; give "
+                "more."
             )
         super().__init__(
             # The host asks for every part; one that is not asked to prepare prompts does no harm.
@@ -99,8 +100,8 @@ class Blip3oProcessor(ProcessorMixin):
             audio: Not known to these models.
             generation_mode: `"text"` or `"image"`.
             template: What captions are written into: `"inference"` is what the released models draw from,
-                `"training"` what they were trained on, which closes the empty answer before the queries; `"none"` takes
-                texts as they are, for example chats that are written out already.
+                `"training"` what they were trained on, which closes the empty answer before the queries; `"none"`
+                takes texts as they are, for example chats that are written out already.
             target_images: Images to be drawn, for training; give `target_pixel_values`.
             **kwargs: Arguments of the tokenizer and the image processor, as the host sorts them.
 

@@ -56,7 +56,10 @@ class Blip3oSdxlDecoder:
         folder = kwargs.pop("subfolder", "")
         unet, vae = (
             part.from_pretrained(directory, subfolder=os.path.join(folder, name), torch_dtype=part_dtype, **kwargs)
-            for part, name, part_dtype in ((UNet2DConditionModel, "unet", dtype), (AutoencoderKL, "vae", torch.float32))
+            for part, name, part_dtype in (
+                (UNet2DConditionModel, "unet", dtype),
+                (AutoencoderKL, "vae", torch.float32),
+            )
         )
         return cls(unet.eval(), vae.eval())
 

@@ -1,8 +1,9 @@
 """Convert a released checkpoint into this package's layout, or back.
 
 SRC is a directory with the files of an xGen-MM or BLIP3-o release, its Hub id, or a .pt file of xGen-MM's training
-code; with --reverse, a converted checkpoint. Weights are copied file by file, so memory stays small whatever the model's size.
-DST appears when everything is written; an interrupted run continues when the same command is given again.
+code; with --reverse, a converted checkpoint. Weights are copied file by file, so memory stays small whatever the
+model's size. DST appears when everything is written; an interrupted run continues when the same command is given
+again.
 """
 
 import argparse
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING
 from .console import print_json, print_text
 
 if TYPE_CHECKING:
-    from ..conversion.convert_blip3o import convert_blip3o, is_blip3o
     from ..conversion.convert_checkpoint import ConversionReport
 
 SUMMARY = "convert a released checkpoint, or back with --reverse"

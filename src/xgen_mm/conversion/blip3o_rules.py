@@ -39,9 +39,7 @@ TRANSFORMER_RULES: tuple[Rule, ...] = (
         RELEASED_TRANSFORMER + "time_caption_embed.timestep_embedder.linear_2.",
         TRANSFORMER + "embedding.time_linear_2.",
     ),
-    Rename(
-        RELEASED_TRANSFORMER + "time_caption_embed.caption_embedder.0.", TRANSFORMER + "embedding.condition_norm."
-    ),
+    Rename(RELEASED_TRANSFORMER + "time_caption_embed.caption_embedder.0.", TRANSFORMER + "embedding.condition_norm."),
     Rename(
         RELEASED_TRANSFORMER + "time_caption_embed.caption_embedder.1.", TRANSFORMER + "embedding.condition_linear."
     ),

@@ -35,9 +35,7 @@ def is_blip3o(source: Path) -> bool:
     return has_weights and BLIP3O_MARK in list_directory(source)
 
 
-def convert_blip3o(
-    source: Path, destination: Path, *, options: ConversionOptions | None = None
-) -> ConversionReport:
+def convert_blip3o(source: Path, destination: Path, *, options: ConversionOptions | None = None) -> ConversionReport:
     """Convert a released BLIP3-o checkpoint into our layout, as `convert_checkpoint` does for xGen-MM.
 
     The feature tower comes along if the files hold it; tokenizer and processor are written if the directory has them.
@@ -45,9 +43,9 @@ def convert_blip3o(
     Args:
         source: Directory of the release.
         destination: Directory to create.
-        options: See `ConversionOptions`; `vision_tower` has no meaning here. The sizes of the diffusion transformer and
-            of the feature tower are not in a released `config.json`; where they are not the released ones, `config`
-            names a file in our layout.
+        options: See `ConversionOptions`; `vision_tower` has no meaning here. The sizes of the diffusion transformer
+            and of the feature tower are not in a released `config.json`; where they are not the released ones,
+            `config` names a file in our layout.
 
     Returns:
         What was written.
@@ -87,8 +85,8 @@ def build_blip3o_inventory(config: Blip3oConfig, stored: Collection[str]) -> Inv
 
     Args:
         config: Sizes of the model.
-        stored: Names that the checkpoint holds, in either layout: where the output layer shares the token table, it may
-            be stored or not.
+        stored: Names that the checkpoint holds, in either layout: where the output layer shares the token table, it
+            may be stored or not.
 
     Raises:
         ConversionError: If a weight of the model has no rule.
@@ -136,7 +134,7 @@ def _write_processor(home: Path, source: Path, destination: Path, *, config: Bli
     ids = [tokenizer.convert_tokens_to_ids(token) for token in (processor.image_start_token, processor.query_token)]
     if ids != [config.image_start_token_id, config.query_token_id]:
         raise ConversionError(
-            f"The tokenizer gives `{processor.image_start_token}` and `{processor.query_token}` the ids {ids}, but the "
-            f"model has them at {[config.image_start_token_id, config.query_token_id]}. It is not its tokenizer."
+            f"The tokenizer gives `{processor.image_start_token}` and `{processor.query_token}` the ids {ids}, but "
+            f"the model has them at {[config.image_start_token_id, config.query_token_id]}. It is not its tokenizer."
         )
     processor.save_pretrained(destination)

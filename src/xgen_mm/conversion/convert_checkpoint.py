@@ -232,9 +232,7 @@ def _writer(directory: Path, report: Report) -> Callable[[OutputFile], str]:
     return lambda output: write_safetensors(output, directory, report=report)
 
 
-def _keep_original(
-    staging: StagingDirectory, source: SourceCheckpoint, left_over: Sequence[OutputTensor]
-) -> None:
+def _keep_original(staging: StagingDirectory, source: SourceCheckpoint, left_over: Sequence[OutputTensor]) -> None:
     folder = staging.path / FOLDER
     folder.mkdir(exist_ok=True)
     save_record(describe_original(source), source, folder)

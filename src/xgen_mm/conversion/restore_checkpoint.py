@@ -14,8 +14,8 @@ from ..checkpoint_config import check_model_type
 from ..errors import ConversionError
 from ..output_directory import locked_directory
 from ..v1.configuration_xgen_mm_v1 import XGenMMV1Config
-from .convert_checkpoint import ConversionReport, progress_bar
 from .convert_blip3o import build_blip3o_inventory
+from .convert_checkpoint import ConversionReport, progress_bar
 from .inventory import Inventory, build_inventory, output_dtype
 from .key_rules import V1_5
 from .original_record import FOLDER, OriginalFile, OriginalRecord, load_record, small_files
