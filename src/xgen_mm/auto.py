@@ -48,7 +48,18 @@ _RELEASED_NAMES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """Names of the classes of one `model_type`."""
+    """Names of the classes of one `model_type`.
+
+    Attributes:
+        model_type: As in `config.json`.
+        config: Configuration class.
+        model: Class that can generate.
+        base_model: Class without head, if there is one.
+        processor: Processor class.
+        image_processors: Image processor classes by backend.
+        is_xgen_mm: Whether its models are xGen-MM's tower, resampler and language model; the command line and cards
+            describe those only.
+    """
 
     model_type: str
     config: str
@@ -56,6 +67,7 @@ class Family:
     base_model: str | None
     processor: str
     image_processors: dict[str, str]
+    is_xgen_mm: bool = True
 
 
 FAMILIES = (
@@ -82,6 +94,7 @@ FAMILIES = (
         base_model=None,
         processor="Blip3oProcessor",
         image_processors={"torchvision": "Blip3oImageProcessor", "pil": "Blip3oImageProcessor"},
+        is_xgen_mm=False,
     ),
 )
 # Model types that only files of a release carry; reading one gives the configuration of a family.

@@ -49,7 +49,7 @@ def released_weights(name: str) -> dict[str, torch.Tensor]:
 
 def load_released(module: torch.nn.Module, released: dict[str, torch.Tensor], *, prefix: str = "") -> None:
     """Fill a module from released tensors by the key rules; nothing may be left over on either side."""
-    used = set()
+    used: set[str] = set()
     state = {}
     for name, tensor in module.state_dict().items():
         copies = BLIP3O.row_copies(prefix + name, num_rows=tensor.shape[0], first_added_row=0)

@@ -1,5 +1,6 @@
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -77,15 +78,13 @@ def test_same_seed_gives_the_same_image(model: Blip3oForConditionalGeneration) -
 def test_sampling_computes_the_condition_once_and_gives_the_numbers_of_the_plain_loop(
     model: Blip3oForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transformer, calls = model.diffusion_transformer, []
-    prepare = type(transformer).prepare_condition
-    monkeypatch.setattr(
-        type(transformer), "prepare_condition", lambda *arguments: calls.append(1) or prepare(*arguments)
-    )
+    transformer = model.diffusion_transformer
+    prepare = Mock(wraps=transformer.prepare_condition)
+    monkeypatch.setattr(transformer, "prepare_condition", prepare)
     condition, noise = torch.randn(2, NUM_QUERIES, 32), torch.randn(2, 8, 4, 4)
     with torch.no_grad():
         found = model.sample_features(condition, noise, num_steps=5, guidance_scale=3.0)
-        assert len(calls) == 1
+        assert prepare.call_count == 1
         samples = noise
         for level, next_level in zip((1, 0.8, 0.6, 0.4, 0.2), (0.8, 0.6, 0.4, 0.2, 0), strict=True):
             timestep = torch.full((4,), round(1000 * level))
@@ -94,7 +93,7 @@ def test_sampling_computes_the_condition_once_and_gives_the_numbers_of_the_plain
                 inputs, timestep, torch.cat([torch.zeros_like(condition), condition])
             ).chunk(2)
             samples = samples + (next_level - level) * (without + 3 * (with_condition - without))
-    assert len(calls) == 6
+    assert prepare.call_count == 6
     torch.testing.assert_close(found, samples, rtol=0, atol=1e-5)
 
 
@@ -202,23 +201,18 @@ def test_training_step_reaches_queries_and_transformer_through_a_frozen_language
 
 def test_training_draws_are_the_generators(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(condition_dropout=0.5)
-    drawn: list[dict[str, Any]] = []
-    real = Blip3oForConditionalGeneration.flow_matching_loss
-    monkeypatch.setattr(
-        Blip3oForConditionalGeneration,
-        "flow_matching_loss",
-        lambda self, *given, **draws: drawn.append(draws) or real(self, *given, **draws),
-    )
+    compute = Mock(wraps=model.flow_matching_loss)
+    monkeypatch.setattr(model, "flow_matching_loss", compute)
     inputs = prompt(*"abcdefgh" * 8) | {"target_features": torch.randn(64, 8, 4, 4)}
     losses = [model.train()(**inputs, generator=torch.Generator().manual_seed(1)).loss for _ in range(2)]
     assert torch.equal(losses[0], losses[1])
-    timesteps, dropped = drawn[0]["timesteps"], drawn[0]["dropped"]
+    timesteps, dropped = (compute.call_args.kwargs[name] for name in ("timesteps", "dropped"))
     assert torch.equal(timesteps, timesteps.round())
     assert 1 <= int(timesteps.min()) < 100
     assert 900 < int(timesteps.max()) <= 1000
     assert 15 < int(dropped.sum()) < 49
     model.eval()(**inputs)
-    assert not drawn[2]["dropped"].any()
+    assert not compute.call_args.kwargs["dropped"].any()
 
 
 def test_training_targets_come_from_the_tower_once(model: Blip3oForConditionalGeneration) -> None:
@@ -280,7 +274,7 @@ def test_new_weights_start_as_pytorch_has_them() -> None:
         bound = linear.in_features**-0.5
         assert 0.8 * bound < float(linear.weight.detach().abs().max()) <= bound
         assert float(linear.bias.detach().abs().max()) > 0
-    assert float(transformer.layers[0].cross_gate.abs().max()) == 0
+    assert not transformer.layers[0].cross_gate.any()
     assert torch.equal(transformer.layers[0].attention_norm.weight, torch.ones(32))
 
 
@@ -318,6 +312,6 @@ def test_released_files_load_as_they_are(tmp_path: Path, has_tower: bool) -> Non
 
 
 def test_only_a_language_model_with_images_says_that_it_takes_them(model: Blip3oForConditionalGeneration) -> None:
-    assert model.input_modalities == "text"
-    assert golden_model().input_modalities == ("image", "video", "text")
+    assert "image" not in model.input_modalities
+    assert "image" in golden_model().input_modalities
     assert model.output_modalities == ("image", "text")

@@ -141,7 +141,7 @@ class Blip3oDiffusionLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         embedding: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
+        rotation: torch.Tensor,
         condition_keys: torch.Tensor,
         condition_values: torch.Tensor,
         mask: torch.Tensor | None,
@@ -258,13 +258,11 @@ class Blip3oDiffusionTransformer(PreTrainedModel):
         return outputs.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-def rotary_table(
-    height: int, width: int, *, head_dim: int, theta: float, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines of a grid's angles, those of row and column taking turns along the channels.
+def rotary_table(height: int, width: int, *, head_dim: int, theta: float, device: torch.device) -> torch.Tensor:
+    """Rotations of a grid's cells, those of row and column taking turns along the channels.
 
     Returns:
-        Two tensors in float32, shape (height * width, head_dim / 2).
+        Complex numbers of length 1, shape (height * width, head_dim / 2).
     """
     num_frequencies = head_dim // 4
     exponents = torch.arange(num_frequencies, device=device, dtype=torch.float32) / num_frequencies
@@ -272,11 +270,10 @@ def rotary_table(
     rows = torch.arange(height, device=device)[:, None, None] * frequencies
     cols = torch.arange(width, device=device)[None, :, None] * frequencies
     angles = torch.stack(torch.broadcast_tensors(rows, cols), dim=-1).flatten(2).flatten(0, 1)
-    return angles.cos(), angles.sin()
+    return torch.polar(torch.ones_like(angles), angles)
 
 
-def rotate(states: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def rotate(states: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Turn neighboring pairs of channels of states (batch, heads, cells, head_dim)."""
-    cos, sin = table
-    even, odd = states.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(states.dtype)
+    pairs = torch.view_as_complex(states.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * table).flatten(-2).to(states.dtype)
