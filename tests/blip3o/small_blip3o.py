@@ -239,6 +239,7 @@ def small_config(model_type: str = "phi3", **fields: Any) -> Blip3oConfig:
         "pooling_size": 2,
     }
     settings: dict[str, Any] = {
+        "text_config": text_config,
         "diffusion_config": diffusion | {"num_attention_heads": 2, "intermediate_size": 48},
         "feature_config": tower,
         "pixel_decoder_config": {"image_size": 16, "feature_channels": 8, "hidden_size": 8, "num_inference_steps": 2},
@@ -248,7 +249,7 @@ def small_config(model_type: str = "phi3", **fields: Any) -> Blip3oConfig:
         "negative_prompt_ids": [32],
         "num_image_steps": 3,
     }
-    return Blip3oConfig(text_config=text_config, **settings | fields)
+    return Blip3oConfig(**settings | fields)
 
 
 def small_model(model_type: str = "phi3", **fields: Any) -> Blip3oForConditionalGeneration:

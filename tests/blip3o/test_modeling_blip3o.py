@@ -5,7 +5,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
+from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, pipeline
 
 from tests.blip3o.small_blip3o import (
     NUM_QUERIES,
@@ -16,11 +16,12 @@ from tests.blip3o.small_blip3o import (
     released_model_weights,
     small_config,
     small_model,
+    text_processor,
     tower_weights,
 )
 from xgen_mm import Blip3oForConditionalGeneration
 from xgen_mm.blip3o.modeling_blip3o import Blip3oImageOutput
-from xgen_mm.errors import PlaceholderMismatchError
+from xgen_mm.errors import ConversionError, PlaceholderMismatchError
 
 TEXTS = ("seven", "a red 4 on blue", "x")
 
@@ -309,6 +310,57 @@ def test_released_files_load_as_they_are(tmp_path: Path, has_tower: bool) -> Non
     again, info = Blip3oForConditionalGeneration.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not info["missing_keys"]
     assert torch.equal(again.latent_queries, model.latent_queries)
+
+
+def test_released_files_that_are_incomplete_are_refused(tmp_path: Path) -> None:
+    weights = released_model_weights("dit")
+    stranger = {"model.stranger": weights.pop("model.dit.model.layers.1.gate")}
+    save_file(weights | stranger, tmp_path / "model.safetensors")
+    golden_config().save_pretrained(tmp_path)
+    expected = r"lacks diffusion_transformer\.layers\.1\.cross_gate; and has no place for model\.stranger"
+    with pytest.raises(ConversionError, match=expected):
+        Blip3oForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_truncated_files_are_refused(model: Blip3oForConditionalGeneration, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ConversionError, match="truncated"):
+        Blip3oForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_prepared_condition_takes_no_mask(model: Blip3oForConditionalGeneration) -> None:
+    transformer = model.diffusion_transformer
+    prepared = transformer.prepare_condition(torch.randn(1, 4, 32))
+    with pytest.raises(ValueError, match="with a prepared condition"):
+        transformer(torch.randn(1, 8, 4, 4), torch.ones(1), prepared, torch.ones(1, 4))
+
+
+def test_language_model_and_transformer_may_differ_in_type() -> None:
+    model = small_model()
+    model.language_model.bfloat16()
+    assert model(**training_inputs()).velocity.dtype == torch.float32
+    assert draw(model, "a").features.dtype == torch.float32
+
+
+def test_pipeline_draws_one_image_per_prompt() -> None:
+    vocabulary = {"vocab_size": 151668, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {"num_key_value_heads": 2, "intermediate_size": 32, "pad_token_id": 0}
+    model = Blip3oForConditionalGeneration(
+        small_config(
+            text_config={"model_type": "phi3", **vocabulary, **sizes},
+            image_start_token_id=151665,
+            query_token_id=151667,
+            num_image_steps=1,
+        )
+    )
+    processor = text_processor(num_queries=NUM_QUERIES)
+    drawing = pipeline("any-to-any", model=model, processor=processor)
+    arguments: dict[str, Any] = {"generation_mode": "image", "processor_kwargs": {"generation_mode": "image"}}
+    found = drawing(["a cat", "two dogs"], **arguments)
+    assert [record["input_text"] for record in found] == ["a cat", "two dogs"]
+    assert [record["generated_image"].size for record in found] == [(16, 16)] * 2
 
 
 def test_only_a_language_model_with_images_says_that_it_takes_them(model: Blip3oForConditionalGeneration) -> None:

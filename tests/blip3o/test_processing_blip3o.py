@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,27 @@ def test_processor_survives_saving(processor: Blip3oProcessor, tmp_path: Path, t
     # Alone, it is found too.
     Blip3oImageProcessor().save_pretrained(tmp_path / "alone")
     assert type(AutoImageProcessor.from_pretrained(tmp_path / "alone")) is Blip3oImageProcessor
+
+
+def test_released_directory_gives_a_processor(tmp_path: Path) -> None:
+    """It has the language model's settings only, and a `config.json` of another model type."""
+    byte_tokenizer().save_pretrained(tmp_path)
+    Qwen2VLImageProcessorPil(min_pixels=56 * 56).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip3o_qwen_inference", "hidden_size": 64}))
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is Blip3oProcessor
+    assert type(loaded.target_image_processor) is Blip3oImageProcessor
+    assert loaded.image_processor.size["shortest_edge"] == 56 * 56
+    ids = loaded(text="a cat", generation_mode="image")["input_ids"][0].tolist()
+    assert ids == golden("sampling")["cond0.input_ids"][0].tolist() + QUERIES
+
+
+def test_max_length_of_a_call_cuts_the_text() -> None:
+    processor = text_processor()
+    ids = processor(text="a cat", generation_mode="image", max_length=70, padding=True)["input_ids"]
+    assert ids[0].tolist() == [151644, *b"syst", 151665, *QUERIES]
+    with pytest.raises(ValueError, match="`max_length` is 65, of which placeholders take 65"):
+        processor(text="a cat", generation_mode="image", max_length=65)
 
 
 @pytest.mark.parametrize(("height", "top"), [(448, 0), (449, 0), (451, 2), (453, 2), (455, 4)])

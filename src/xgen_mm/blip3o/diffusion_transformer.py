@@ -238,9 +238,14 @@ class Blip3oDiffusionTransformer(PreTrainedModel):
 
         Returns:
             Noise minus features, shape of `hidden_states`.
+
+        Raises:
+            ValueError: If there is a mask for what is prepared already.
         """
         if not isinstance(condition, DiffusionCondition):
             condition = self.prepare_condition(condition, attention_mask)
+        elif attention_mask is not None:
+            raise ValueError("`attention_mask` is given with a prepared condition; give it to `prepare_condition`.")
         patch_size = self.config.patch_size
         height, width = (side // patch_size for side in hidden_states.shape[-2:])
         # (batch, channels, height, p, width, p) -> (batch, height * width, channels * p * p)

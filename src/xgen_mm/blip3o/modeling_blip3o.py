@@ -14,8 +14,8 @@ from transformers.models.auto import AutoModelForCausalLM, AutoModelForImageText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import ModelOutput
 
-from ..errors import PlaceholderMismatchError
-from ..modeling.pretrained_xgen_mm import XGenMMPreTrainedModel
+from ..errors import ConversionError, PlaceholderMismatchError
+from ..modeling.pretrained_xgen_mm import XGenMMPreTrainedModel, check_directory
 from .configuration_blip3o import Blip3oConfig
 from .diffusion_transformer import Blip3oDiffusionTransformer
 from .feature_tower import Blip3oFeatureTower
@@ -23,6 +23,8 @@ from .flow_matching import NUM_TRAIN_STEPS, draw_noise, euler_steps, guided
 from .pixel_decoder import Blip3oPixelDecoder
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
+# Begin of the pattern of a name that only the released layout has.
+RELEASED_MARK = r"^model\.latent_queries"
 # Noise of the features that a pixel decoder is steered away from. Fixed, so that an image does not depend on others.
 NEGATIVE_SEED = 0
 
@@ -97,6 +99,8 @@ class Blip3oForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_attention_backend = True
     # Targets of training, which the released files may or may not hold, and a decoder that was trained later.
     _keys_to_ignore_on_load_unexpected = [r"^feature_tower\."]
+    # The host writes a model back as it was read; ours is always written in our own layout.
+    _weight_conversions: list[Any] = []
     # The loss is a mean over samples; the Trainer must not divide it again.
     accepts_loss_kwargs = False
 
@@ -125,11 +129,25 @@ class Blip3oForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Load a checkpoint in our layout, or the unmodified files of a released one; arguments are the host's.
 
         A model read from released files is saved in our layout.
+
+        Raises:
+            ConversionError: If released files lack weights or hold others (for a checkpoint in our layout, the host only
+                warns about either); if the files of a directory are damaged, or its index points outside it.
         """
+        check_directory(*args[:1], **kwargs)
+        wants_info = kwargs.pop("output_loading_info", False)
         with XGenMMPreTrainedModel._reading():
-            result = super().from_pretrained(*args, **kwargs)
-        (result[0] if isinstance(result, tuple) else result)._weight_conversions = []
-        return result
+            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        used = [pattern for conversion in model._weight_conversions or () for pattern in conversion.source_patterns]
+        model._weight_conversions = []
+        problems = {"lacks": info["missing_keys"], "has no place for": info["unexpected_keys"]}
+        found = [f"{what} {', '.join(sorted(names))}" for what, names in problems.items() if names]
+        if found and any(pattern.startswith(RELEASED_MARK) for pattern in used):
+            raise ConversionError(
+                f"The checkpoint is in the released layout but does not fit the model, which {'; and '.join(found)}. "
+                "Download it again, or give the `config` with its sizes."
+            )
+        return (model, info) if wants_info else model
 
     def get_input_embeddings(self) -> nn.Module:
         """Token table of the language model."""
@@ -247,9 +265,10 @@ class Blip3oForConditionalGeneration(PreTrainedModel, GenerationMixin):
         timesteps, dropped = timesteps.to(features.device), dropped.to(features.device)
         level = (timesteps / NUM_TRAIN_STEPS).view(-1, 1, 1, 1)
         noisy = (1 - level) * features + level * noise
+        dtype = self.diffusion_transformer.dtype
         # Zeros before the projection, whose biases still act on them.
-        condition = condition.masked_fill(dropped.view(-1, 1, 1), 0)
-        velocity = self.diffusion_transformer(noisy.to(condition.dtype), timesteps, condition)
+        condition = condition.to(dtype).masked_fill(dropped.view(-1, 1, 1), 0)
+        velocity = self.diffusion_transformer(noisy.to(dtype), timesteps, condition)
         return Blip3oTrainingOutput(loss=F.mse_loss(velocity.float(), noise - features), velocity=velocity)
 
     def sample_features(

@@ -103,7 +103,8 @@ class Blip3oProcessor(ProcessorMixin):
                 `"training"` what they were trained on, which closes the empty answer before the queries; `"none"`
                 takes texts as they are, for example chats that are written out already.
             target_images: Images to be drawn, for training; give `target_pixel_values`.
-            **kwargs: Arguments of the tokenizer and the image processor, as the host sorts them.
+            **kwargs: Arguments of the tokenizer and the image processor, as the host sorts them. In image mode, rows are
+                always cut to `max_length` (`max_prompt_length` if it is not given) and padded.
 
         Returns:
             `input_ids` and `attention_mask` of shape (batch, sequence), and what the images give.
@@ -168,6 +169,13 @@ class Blip3oProcessor(ProcessorMixin):
         levels = (pixels.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(image) for image in levels]
 
+    @classmethod
+    def get_processor_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read the settings; a released directory has none of the preparation of targets. Arguments are the host's."""
+        settings, unused = super().get_processor_dict(*args, **kwargs)
+        settings.setdefault("target_image_processor", Blip3oImageProcessor().to_dict())
+        return settings, unused
+
     @property
     def _takes_images(self) -> bool:
         return hasattr(self.image_processor, "merge_size")
@@ -180,12 +188,17 @@ class Blip3oProcessor(ProcessorMixin):
             # The template wrote them.
             kwargs["add_special_tokens"] = False
         tensor_type = kwargs.pop("return_tensors", "pt")
-        kwargs.pop("padding", None)
+        max_length = kwargs.pop("max_length", self.max_prompt_length)
+        if max_length <= len(self._suffix):
+            raise ValueError(f"`max_length` is {max_length}, of which placeholders take {len(self._suffix)}; give more.")
+        # All rows are padded, on the right, and cut.
+        for name in ("padding", "padding_side", "truncation"):
+            kwargs.pop(name, None)
         inputs = super().__call__(
             images=images,
             text=[text] if isinstance(text, str) else text,
             truncation=True,
-            max_length=self.max_prompt_length - len(self._suffix),
+            max_length=max_length - len(self._suffix),
             padding=False,
             **kwargs,
         )
@@ -210,7 +223,10 @@ class Blip3oProcessor(ProcessorMixin):
             for caption in captions:
                 found = [token for token in self.tokenizer.all_special_tokens if token in caption]
                 if found:
-                    raise ValueError(f"The caption {caption!r} holds the special token `{found[0]}`; take it out.")
+                    raise ValueError(
+                        f"The caption {caption!r} holds the special token `{found[0]}`; take it out, or give whole "
+                        'prompts with `template="none"`.'
+                    )
             contents = [CAPTION_PROMPT.format(caption=caption) for caption in captions]
         system = [] if self.system_message is None else [{"role": "system", "content": self.system_message}]
         answer = [{"role": "assistant", "content": ""}] if is_training else []
