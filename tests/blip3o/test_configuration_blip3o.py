@@ -82,6 +82,11 @@ def test_released_config_unknown_pooling_is_refused() -> None:
         Blip3oConfig(**released_fields("blip3o_qwen") | {"gen_pooling": "late"})
 
 
+def test_empty_prompt_is_a_space_with_the_released_tokenizer_only() -> None:
+    assert Blip3oConfig(text_config=text_fields()).negative_prompt_ids == [220]
+    assert small_config(negative_prompt_ids=None).negative_prompt_ids == []
+
+
 def test_config_survives_saving(tmp_path: Path) -> None:
     config = small_config()
     config.save_pretrained(tmp_path)

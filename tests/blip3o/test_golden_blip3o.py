@@ -1,8 +1,11 @@
 """Every part against values of the original code, in float32."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests.blip3o.small_blip3o import (
     GOLDEN,
@@ -19,7 +22,7 @@ from xgen_mm.blip3o.configuration_blip3o import Blip3oFeatureTowerConfig
 from xgen_mm.blip3o.diffusion_transformer import rotary_table
 from xgen_mm.blip3o.feature_tower import Blip3oFeatureTower
 from xgen_mm.blip3o.flow_matching import noise_levels, whole_timestep
-from xgen_mm.conversion.blip3o_rules import BLIP3O
+from xgen_mm.conversion.blip3o_rules import BLIP3O, RELEASED_TOWER
 
 OUTPUT = 1e-5
 RELATIVE_GRADIENT = 1e-5
@@ -53,6 +56,24 @@ def test_feature_tower_gives_the_golden_features() -> None:
     with torch.no_grad():
         assert distance(tower(expected["pixel_values"]).last_hidden_state, expected["features"]) < 2e-5
         assert distance(tower.feature_map(expected["pixel_values"]), expected["pooled"]) < 2e-5
+
+
+@pytest.mark.parametrize("file_name", ["model.safetensors", "pytorch_model.bin"])
+def test_feature_tower_loads_from_its_own_released_file(tmp_path: Path, file_name: str) -> None:
+    released = {name.removeprefix(RELEASED_TOWER): tensor for name, tensor in tower_weights().items()}
+    if file_name.endswith(".bin"):
+        torch.save(released, tmp_path / file_name)
+    else:
+        save_file(released, tmp_path / file_name)
+    config = Blip3oFeatureTowerConfig(**tower_fields())
+    tower, info = Blip3oFeatureTower.from_pretrained(tmp_path, config=config, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    tower.save_pretrained(tmp_path / "ours")
+    again = Blip3oFeatureTower.from_pretrained(tmp_path / "ours")
+    expected = golden("eva_clip")
+    with torch.no_grad():
+        assert distance(again(expected["pixel_values"]).last_hidden_state, expected["features"]) < 2e-5
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,8 @@ class Blip3oConfig(PreTrainedConfig):
         image_start_token_id: Id of `[IMG]`, which stands between prompt and queries.
         query_token_id: Id of the placeholder that stands where a query vector goes.
         negative_prompt_ids: Ids of the prompt that pixel decoders with guidance are steered away from, without its
-            `[IMG]`: one space in the released tokenizer.
+            `[IMG]`; `None` is one space of Qwen's tokenizer as released, and an empty prompt with other language
+            models.
         condition_dropout: Share of training samples whose condition is replaced by zeros.
         num_image_steps: Steps from noise to features, unless `generate` is told otherwise.
         image_guidance_scale: Weight of the condition against none when features are drawn, unless `generate` is told
@@ -232,7 +233,7 @@ class Blip3oConfig(PreTrainedConfig):
         if isinstance(self.pixel_decoder_config, dict):
             self.pixel_decoder_config = Blip3oPixelDecoderConfig(**self.pixel_decoder_config)
         if self.negative_prompt_ids is None:
-            self.negative_prompt_ids = [SPACE_ID]
+            self.negative_prompt_ids = [SPACE_ID] if self.text_config.model_type == "qwen2_5_vl" else []
         self._check_values()
         super().__post_init__(**kwargs)
 

@@ -13,6 +13,14 @@ from transformers.models.clip.modeling_clip import CLIPMLP
 
 from .configuration_blip3o import Blip3oFeatureTowerConfig
 
+# The released file of the tower alone, by patterns of its names.
+RELEASED_NAMES = {
+    r"^cls_token$": "class_embedding",
+    r"^pos_embed$": "position_embedding",
+    r"^patch_embed\.proj\.": "patch_embedding.",
+    r"^blocks\.": "layers.",
+}
+
 
 class Blip3oFeatureTowerAttention(nn.Module):
     """Self-attention whose queries, keys and values are one projection."""
@@ -78,6 +86,14 @@ class Blip3oFeatureTower(PreTrainedModel):
         if module is self:
             init.normal_(self.class_embedding, std=self.config.initializer_range)
             init.normal_(self.position_embedding, std=self.config.initializer_range)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a tower in our layout, or the released file of the tower alone; arguments are the host's."""
+        result = super().from_pretrained(*args, **{"key_mapping": RELEASED_NAMES} | kwargs)
+        # The host writes a model back as it was read; ours is always written in our own layout.
+        (result[0] if isinstance(result, tuple) else result)._weight_conversions = []
+        return result
 
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> BaseModelOutput:
         """Encode images.

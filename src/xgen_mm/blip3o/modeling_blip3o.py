@@ -131,8 +131,8 @@ class Blip3oForConditionalGeneration(PreTrainedModel, GenerationMixin):
         A model read from released files is saved in our layout.
 
         Raises:
-            ConversionError: If released files lack weights or hold others (for a checkpoint in our layout, the host only
-                warns about either); if the files of a directory are damaged, or its index points outside it.
+            ConversionError: If released files lack weights or hold others (for a checkpoint in our layout, the host
+                only warns about either); if the files of a directory are damaged, or its index points outside it.
         """
         check_directory(*args[:1], **kwargs)
         wants_info = kwargs.pop("output_loading_info", False)

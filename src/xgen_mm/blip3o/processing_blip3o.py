@@ -103,8 +103,8 @@ class Blip3oProcessor(ProcessorMixin):
                 `"training"` what they were trained on, which closes the empty answer before the queries; `"none"`
                 takes texts as they are, for example chats that are written out already.
             target_images: Images to be drawn, for training; give `target_pixel_values`.
-            **kwargs: Arguments of the tokenizer and the image processor, as the host sorts them. In image mode, rows are
-                always cut to `max_length` (`max_prompt_length` if it is not given) and padded.
+            **kwargs: Arguments of the tokenizer and the image processor, as the host sorts them. In image mode, rows
+                are always cut to `max_length` (`max_prompt_length` if it is not given) and padded.
 
         Returns:
             `input_ids` and `attention_mask` of shape (batch, sequence), and what the images give.
@@ -188,9 +188,9 @@ class Blip3oProcessor(ProcessorMixin):
             # The template wrote them.
             kwargs["add_special_tokens"] = False
         tensor_type = kwargs.pop("return_tensors", "pt")
-        max_length = kwargs.pop("max_length", self.max_prompt_length)
-        if max_length <= len(self._suffix):
-            raise ValueError(f"`max_length` is {max_length}, of which placeholders take {len(self._suffix)}; give more.")
+        max_length, num_slots = kwargs.pop("max_length", self.max_prompt_length), len(self._suffix)
+        if max_length <= num_slots:
+            raise ValueError(f"`max_length` is {max_length}, of which placeholders take {num_slots}; give more.")
         # All rows are padded, on the right, and cut.
         for name in ("padding", "padding_side", "truncation"):
             kwargs.pop(name, None)
@@ -198,7 +198,7 @@ class Blip3oProcessor(ProcessorMixin):
             images=images,
             text=[text] if isinstance(text, str) else text,
             truncation=True,
-            max_length=max_length - len(self._suffix),
+            max_length=max_length - num_slots,
             padding=False,
             **kwargs,
         )
@@ -220,8 +220,10 @@ class Blip3oProcessor(ProcessorMixin):
             contents: list[Any] = [parts] * (len(images) if isinstance(images, (list, tuple)) else 1)
         else:
             captions = [text] if isinstance(text, str) else list(text)
+            # Those that mark turns and images; texts are no place for them.
+            markers = sorted({*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()})
             for caption in captions:
-                found = [token for token in self.tokenizer.all_special_tokens if token in caption]
+                found = [token for token in markers if token in caption]
                 if found:
                     raise ValueError(
                         f"The caption {caption!r} holds the special token `{found[0]}`; take it out, or give whole "
