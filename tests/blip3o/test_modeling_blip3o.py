@@ -137,6 +137,13 @@ def test_unusable_request_is_refused(
         model.generate(**prompt("a"), **{"generation_mode": "image"} | arguments)
 
 
+def test_argument_that_is_none_of_these_is_refused(model: Blip3oForConditionalGeneration) -> None:
+    with pytest.raises(TypeError, match="Unknown arguments to draw images: guidence_scale, seed; see"):
+        draw(model, "a", guidence_scale=7.0, seed=1)
+    # Settings of text generation come from pipelines.
+    draw(model, "a", max_new_tokens=5, generation_config=model.generation_config, num_inference_steps=1)
+
+
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 2}, {"do_sample": True, "top_k": 5}])
 def test_text_generation_is_that_of_the_language_model(
     model: Blip3oForConditionalGeneration, settings: dict[str, Any]

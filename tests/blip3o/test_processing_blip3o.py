@@ -99,7 +99,10 @@ def test_image_chat_is_taken_as_it_is_written(processor: Blip3oProcessor) -> Non
         ({"text": "a <image>", "template": "none"}, "A text holds `<image>`, which stands for a query vector"),
         ({"text": "a", "template": "mine"}, "`template` is 'mine'"),
         ({"text": "a", "generation_mode": "audio"}, "`generation_mode` is 'audio'"),
-        ({}, "Neither `text` nor `images`"),
+        ({}, "neither `text` nor `images`; give captions to draw, or images"),
+        ({"text": "a", "images": image()}, "Given are text and images; give captions to draw, or images"),
+        ({"text": []}, "at least one"),
+        ({"images": []}, "at least one"),
     ],
 )
 def test_unusable_prompt_is_refused(processor: Blip3oProcessor, arguments: dict[str, Any], message: str) -> None:

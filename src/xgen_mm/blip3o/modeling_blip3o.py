@@ -1,5 +1,6 @@
 """BLIP3-o: a language model that understands, and whose query states say what is to be drawn."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -354,8 +355,7 @@ class Blip3oForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_decoder: PixelDecoder | None = None,
         decoder_inference_steps: int | None = None,
         decoder_guidance_scale: float | None = None,
-        generation_config: Any = None,
-        **image_inputs: Any,
+        **kwargs: Any,
     ) -> Blip3oImageOutput:
         """Draw images.
 
@@ -371,12 +371,14 @@ class Blip3oForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_decoder: Draws pixels from the features; `None` takes the model's own, if it has one.
             decoder_inference_steps: Steps from noise to pixels.
             decoder_guidance_scale: Weight of the features against those of an empty prompt when pixels are drawn.
-            generation_config: Settings of text generation, which do not matter here; pipelines pass them.
-            **image_inputs: Images in the prompts, as the language model takes them.
+            **kwargs: Images in the prompts, as the language model takes them. Settings of text generation, which
+                pipelines pass, do not matter here.
 
         Raises:
             ValueError: If numbers of images, generators and noises do not belong together.
+            TypeError: If an argument is none of these.
         """
+        image_inputs = self._image_inputs(kwargs)
         config, dtype, device = self.config, self.diffusion_transformer.dtype, input_ids.device
         num_steps = config.num_image_steps if num_inference_steps is None else num_inference_steps
         scale = config.image_guidance_scale if guidance_scale is None else guidance_scale
@@ -404,6 +406,15 @@ class Blip3oForConditionalGeneration(PreTrainedModel, GenerationMixin):
             generator=generator,
         )
         return Blip3oImageOutput(features=features, pixel_values=pixels)
+
+    def _image_inputs(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Those that the language model takes; the rest may be settings of text generation, but nothing else."""
+        taken = inspect.signature(self.language_model.base_model.forward).parameters
+        others = arguments.keys() - taken
+        unknown = sorted(others - vars(GenerationConfig()).keys() - {"generation_config"})
+        if unknown:
+            raise TypeError(f"Unknown arguments to draw images: {', '.join(unknown)}; see `generate_images`.")
+        return {name: value for name, value in arguments.items() if name not in others}
 
     def _negative_features(self, *, num_steps: int, guidance_scale: float) -> torch.Tensor:
         """Features drawn for the empty prompt, the same in every call."""

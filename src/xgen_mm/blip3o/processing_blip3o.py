@@ -213,9 +213,13 @@ class Blip3oProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=tensor_type)
 
     def _written(self, images: Any, text: str | Sequence[str] | None, *, is_training: bool) -> list[str]:
+        given = {name: value for name, value in (("text", text), ("images", images)) if value is not None}
+        if len(given) != 1 or any(isinstance(value, (list, tuple)) and not value for value in given.values()):
+            raise ValueError(
+                f"Given are {' and '.join(given) or 'neither `text` nor `images`'}; give captions to draw, or images "
+                'to draw again, at least one. Whole prompts with images go with `template="none"`.'
+            )
         if text is None:
-            if images is None:
-                raise ValueError("Neither `text` nor `images` are given; there is nothing to draw.")
             parts = [{"type": "image"}, {"type": "text", "text": RECONSTRUCTION_PROMPT}]
             contents: list[Any] = [parts] * (len(images) if isinstance(images, (list, tuple)) else 1)
         else:
