@@ -10,28 +10,33 @@ from .errors import XGenMMError
 CONFIG_NAME = "config.json"
 # What `config.json` of a checkpoint may say: our own two families, and the first release.
 MODEL_TYPES = ("xgenmm", "xgenmm_v1", "blip_3")
+# The same for BLIP3-o, which few commands take.
+BLIP3O_MODEL_TYPES = ("blip3o", "blip3o_qwen", "blip3o_qwen_inference")
 
 
-def check_model_type(source: str | os.PathLike[str], *, revision: str | None = None) -> None:
+def check_model_type(
+    source: str | os.PathLike[str], *, revision: str | None = None, known: tuple[str, ...] = MODEL_TYPES
+) -> None:
     """Refuse a checkpoint of another architecture; one without a `config.json` passes.
 
     Args:
         source: Directory, path of a `config.json`, or Hub id.
         revision: Commit, branch or tag on the Hub.
+        known: Model types that pass.
 
     Raises:
-        XGenMMError: If the file is no JSON object, or its `model_type` is none of `MODEL_TYPES`.
+        XGenMMError: If the file is no JSON object, or its `model_type` is none of the known ones.
         OSError: If the Hub does not give the file.
     """
     path = _find_config(source, revision=revision)
     if path is None:
         return
     model_type = read_json_object(path).get("model_type")
-    if not isinstance(model_type, str) or not (model_type in MODEL_TYPES or _is_registered_subclass(model_type)):
-        known = ", ".join(f"`{name}`" for name in MODEL_TYPES)
+    if not isinstance(model_type, str) or not (model_type in known or _is_registered_subclass(model_type)):
+        names = ", ".join(f"`{name}`" for name in known)
         said = f"is a `{model_type}` model" if isinstance(model_type, str) else f"has the `model_type` {model_type!r}"
         raise XGenMMError(
-            f"`{path}` {said}; expected an xGen-MM checkpoint (`model_type` {known}). Code that a checkpoint brings "
+            f"`{path}` {said}; expected an xGen-MM checkpoint (`model_type` {names}). Code that a checkpoint brings "
             "along is never run."
         )
 

@@ -21,7 +21,7 @@ from xgen_mm.cli.main import main
 from xgen_mm.conversion.convert_blip3o import convert_blip3o, is_blip3o
 from xgen_mm.conversion.convert_checkpoint import ConversionOptions
 from xgen_mm.conversion.restore_checkpoint import restore_checkpoint
-from xgen_mm.errors import ConversionError
+from xgen_mm.errors import ConversionError, XGenMMError
 
 
 def write_released(directory: Path, *, has_tower: bool = False, is_tied: bool = False) -> Path:
@@ -122,7 +122,7 @@ def test_conversion_tokenizer_with_other_ids_is_refused(tmp_path: Path) -> None:
 def test_conversion_configuration_of_another_family_is_refused(tmp_path: Path) -> None:
     source = write_released(tmp_path / "released")
     (source / "config.json").write_text('{"model_type": "phi3"}')
-    with pytest.raises(ConversionError, match="is of type `phi3`, but the weights are those of `blip3o`"):
+    with pytest.raises(XGenMMError, match=r"is a `phi3` model; expected .*`blip3o_qwen`"):
         convert_blip3o(source, tmp_path / "ours")
 
 

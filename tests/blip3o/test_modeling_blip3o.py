@@ -243,6 +243,9 @@ def test_training_contradicting_targets_are_refused(model: Blip3oForConditionalG
     pixels = torch.zeros(2, 3, 32, 32)
     with pytest.raises(ValueError, match="both given"):
         model(**training_inputs(), target_pixel_values=pixels)
+    for shape in ((1, 8, 4, 4), (2, 8, 4, 2), (2, 7, 4, 4)):
+        with pytest.raises(ValueError, match=r"Targets are of shape .*; expected one map per prompt, \(2, 8, 4, 4\)"):
+            model(**training_inputs(target_features=torch.zeros(shape)))
     with pytest.raises(ValueError, match="has no feature tower"):
         small_model(feature_config=None)(**prompt("a"), target_pixel_values=pixels)
 
@@ -299,6 +302,19 @@ def test_auto_class_loads_what_was_saved(
     arguments = {**prompt("a"), "generation_mode": "image", "generator": generators(1)}
     expected = model.generate(**arguments | {"generator": generators(1)})
     assert torch.equal(loaded.eval().generate(**arguments), expected)
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken"), [("eager", "eager"), ("sdpa", "sdpa"), ({"text_config": "eager"}, "eager")]
+)
+def test_attention_of_the_language_model_can_be_chosen(
+    model: Blip3oForConditionalGeneration, tmp_path: Path, asked: Any, taken: str
+) -> None:
+    model.save_pretrained(tmp_path)
+    loaded = Blip3oForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=asked)
+    assert loaded.language_model.config._attn_implementation == taken
+    expected, found = (draw(which, "a", generator=generators(1)).features for which in (model, loaded))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("has_tower", [False, True])

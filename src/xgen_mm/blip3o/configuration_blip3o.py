@@ -6,8 +6,9 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.models.auto import CONFIG_MAPPING, AutoConfig
+from transformers.models.auto import AutoConfig
 
+from ..modeling.configuration_xgen_mm import build_sub_config
 from .released_config_blip3o import (
     QWEN2_5_VL_7B,
     RELEASED_LANGUAGE_MODELS,
@@ -220,9 +221,7 @@ class Blip3oConfig(PreTrainedConfig):
         """Translate the released layout, then build the sub-configurations."""
         if kwargs.get("model_type") in RELEASED_MODEL_TYPES:
             kwargs = self._read_released(kwargs)
-        if not isinstance(self.text_config, PreTrainedConfig):
-            fields = dict(self.text_config or QWEN2_5_VL_7B)
-            self.text_config = CONFIG_MAPPING[fields.setdefault("model_type", "qwen2_5_vl")](**fields)
+        self.text_config = build_sub_config(self.text_config, copy.deepcopy(QWEN2_5_VL_7B))
         condition_size = self.get_text_config().hidden_size
         if not isinstance(self.diffusion_config, PreTrainedConfig):
             self.diffusion_config = Blip3oDiffusionConfig(

@@ -96,9 +96,7 @@ class Blip3oForConditionalGeneration(PreTrainedModel, GenerationMixin):
     output_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
-    # Targets of training, which the released files may or may not hold, and a decoder that was trained later.
+    # It gives targets of training; drawing does without.
     _keys_to_ignore_on_load_unexpected = [r"^feature_tower\."]
     # The host writes a model back as it was read; ours is always written in our own layout.
     _weight_conversions: list[Any] = []
@@ -110,7 +108,7 @@ class Blip3oForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         has_images = type(config.text_config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         language_model = AutoModelForImageTextToText if has_images else AutoModelForCausalLM
-        self.language_model = language_model.from_config(config.text_config)
+        self.language_model = language_model.from_config(config.text_config, trust_remote_code=False)
         self.input_modalities = self.language_model.input_modalities
         self.latent_queries = nn.Parameter(torch.empty(1, config.num_queries, config.get_text_config().hidden_size))
         self.diffusion_transformer = Blip3oDiffusionTransformer._from_config(config.diffusion_config)
@@ -230,12 +228,18 @@ class Blip3oForConditionalGeneration(PreTrainedModel, GenerationMixin):
             `Blip3oTrainingOutput` with targets, else the output of the language model.
 
         Raises:
-            ValueError: If targets are given twice, or as images where there is no feature tower.
+            ValueError: If targets are given twice, as images where there is no feature tower, or not one map of the
+                model's size per prompt.
         """
         if target_features is None and target_pixel_values is None:
             return self.language_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         kwargs.pop("labels", None)
         features = self._targets(target_features, target_pixel_values)
+        if features.shape != self._map_shape(len(input_ids)):
+            raise ValueError(
+                f"Targets are of shape {tuple(features.shape)}; expected one map per prompt, "
+                f"{tuple(self._map_shape(len(input_ids)))}."
+            )
         condition = self.encode_condition(input_ids, attention_mask, **kwargs)
         batch = len(features)
         timesteps = NUM_TRAIN_STEPS - (NUM_TRAIN_STEPS * torch.rand(batch, generator=generator)).floor()

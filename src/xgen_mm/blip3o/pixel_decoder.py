@@ -44,6 +44,8 @@ class Blip3oPixelDecoder(PreTrainedModel):
     config: Blip3oPixelDecoderConfig
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    # It has no attention; the host asks every part.
+    _supports_sdpa = True
     _no_split_modules = ["Blip3oPixelBlock"]
 
     def __init__(self, config: Blip3oPixelDecoderConfig) -> None:

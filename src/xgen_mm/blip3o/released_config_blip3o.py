@@ -2,8 +2,10 @@
 
 from typing import Any
 
-# As trained, and as exported for drawing.
-RELEASED_MODEL_TYPES = ("blip3o_qwen", "blip3o_qwen_inference")
+from ..checkpoint_config import BLIP3O_MODEL_TYPES
+
+# As trained, and as exported for drawing; the first is our own.
+RELEASED_MODEL_TYPES = BLIP3O_MODEL_TYPES[1:]
 # Vocabulary of the released models: the tokenizer's own, cut from Qwen's padded one.
 VOCAB_SIZE = 151668
 

@@ -5,14 +5,14 @@ import logging
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, GenerationConfig
+from transformers import AutoImageProcessor, AutoTokenizer, GenerationConfig
 
 from ..blip3o.configuration_blip3o import Blip3oConfig, Blip3oFeatureTowerConfig
 from ..blip3o.modeling_blip3o import Blip3oForConditionalGeneration
 from ..blip3o.processing_blip3o import Blip3oProcessor
+from ..checkpoint_config import BLIP3O_MODEL_TYPES, check_model_type
 from ..errors import ConversionError
 from ..weight_files import INDEX_NAME, SINGLE_NAME
 from .blip3o_rules import BLIP3O, BLIP3O_MARK, RELEASED_TOWER
@@ -107,20 +107,18 @@ def _read_config(path: Path) -> Blip3oConfig:
     path = path / CONFIG_NAME if path.is_dir() else path
     if not path.is_file():
         raise ConversionError(f"{path} does not exist; name the model's configuration with `--config`.")
+    check_model_type(path, known=BLIP3O_MODEL_TYPES)
     try:
-        found: Any = AutoConfig.from_pretrained(path, local_files_only=True)
+        return Blip3oConfig.from_pretrained(path, local_files_only=True)
     except (ValueError, OSError) as error:
         raise ConversionError(f"{path} cannot be read as a configuration: {error}") from error
-    if not isinstance(found, Blip3oConfig):
-        raise ConversionError(f"{path} is of type `{found.model_type}`, but the weights are those of `blip3o`.")
-    return found
 
 
 def _write_processor(home: Path, source: Path, destination: Path, *, config: Blip3oConfig) -> None:
     if not (home / TOKENIZER_NAME).is_file():
         logger.warning("No %s found: the destination gets no processor. Pass `--tokenizer DIR`.", TOKENIZER_NAME)
         return
-    tokenizer = AutoTokenizer.from_pretrained(home, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(home, local_files_only=True, trust_remote_code=False)
     image_processor = None
     if (source / IMAGE_SETTINGS_NAME).is_file():
         image_processor = AutoImageProcessor.from_pretrained(source, local_files_only=True, trust_remote_code=False)

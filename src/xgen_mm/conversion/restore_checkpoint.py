@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from ..blip3o.configuration_blip3o import Blip3oConfig
-from ..checkpoint_config import check_model_type
+from ..checkpoint_config import BLIP3O_MODEL_TYPES, MODEL_TYPES, check_model_type
 from ..errors import ConversionError
 from ..output_directory import locked_directory
 from ..v1.configuration_xgen_mm_v1 import XGenMMV1Config
@@ -56,7 +56,7 @@ def restore_checkpoint(
     for directory in {source, original or source}:
         _refuse_damaged(directory)
     ours = list_directory(source)
-    check_model_type(source)
+    check_model_type(source, known=(*MODEL_TYPES, *BLIP3O_MODEL_TYPES))
     config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     if isinstance(config, Blip3oConfig):
         inventory = build_blip3o_inventory(config, ours)
