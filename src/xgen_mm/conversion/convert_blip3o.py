@@ -12,13 +12,13 @@ from transformers import AutoImageProcessor, AutoTokenizer, GenerationConfig
 from ..blip3o.configuration_blip3o import Blip3oConfig, Blip3oFeatureTowerConfig
 from ..blip3o.modeling_blip3o import Blip3oForConditionalGeneration
 from ..blip3o.processing_blip3o import Blip3oProcessor
-from ..checkpoint_config import BLIP3O_MODEL_TYPES, check_model_type
+from ..checkpoint_config import BLIP3O_MODEL_TYPES, CONFIG_NAME, check_model_type
 from ..errors import ConversionError
 from ..weight_files import INDEX_NAME, SINGLE_NAME
 from .blip3o_rules import BLIP3O, BLIP3O_MARK, RELEASED_TOWER
 from .convert_checkpoint import ConversionOptions, ConversionReport, write_converted
 from .inventory import Inventory
-from .source_checkpoint import CONFIG_NAME, SourceCheckpoint
+from .source_checkpoint import SourceCheckpoint
 from .staging import check_destination
 from .tensor_files import list_directory
 
@@ -109,9 +109,10 @@ def _read_config(path: Path) -> Blip3oConfig:
         raise ConversionError(f"{path} does not exist; name the model's configuration with `--config`.")
     check_model_type(path, known=BLIP3O_MODEL_TYPES)
     try:
-        return Blip3oConfig.from_pretrained(path, local_files_only=True)
+        config: Blip3oConfig = Blip3oConfig.from_pretrained(path, local_files_only=True)
     except (ValueError, OSError) as error:
         raise ConversionError(f"{path} cannot be read as a configuration: {error}") from error
+    return config
 
 
 def _write_processor(home: Path, source: Path, destination: Path, *, config: Blip3oConfig) -> None:
