@@ -19,7 +19,7 @@ LAYERS = (
     ("anyres", "compatibility", "errors"),
     ("adapters", "checkpoint_config", "images", "output_directory", "sections", "weight_files"),
     ("modeling", "processing"),
-    ("v1",),
+    ("v1", "blip3o"),
     ("conversion", "data", "generation", "self_contained"),
     ("auto",),
     ("training", "evaluation", "publishing"),

@@ -10,6 +10,10 @@ from .auto import PUBLIC_HOMES, load_public, register
 from .compatibility import refuse_old_host
 
 if TYPE_CHECKING:
+    from .blip3o.configuration_blip3o import Blip3oConfig
+    from .blip3o.image_processing_blip3o import Blip3oImageProcessor
+    from .blip3o.modeling_blip3o import Blip3oForConditionalGeneration
+    from .blip3o.processing_blip3o import Blip3oProcessor
     from .conversion.presets import PRESETS, preset_config
     from .errors import ConversionError, ImageInputError, PlaceholderMismatchError, PushError, XGenMMError
     from .generation.chat_session import ChatSession
@@ -29,6 +33,10 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "PRESETS",
+    "Blip3oConfig",
+    "Blip3oForConditionalGeneration",
+    "Blip3oImageProcessor",
+    "Blip3oProcessor",
     "ChatSession",
     "ConversionError",
     "ImageInputError",

@@ -20,6 +20,10 @@ from typing import Any
 from .compatibility import NEWEST_TESTED, OLDEST_TESTED, host_version, warn_about_new_host
 
 PUBLIC_HOMES = {
+    "blip3o.configuration_blip3o": ("Blip3oConfig",),
+    "blip3o.image_processing_blip3o": ("Blip3oImageProcessor",),
+    "blip3o.modeling_blip3o": ("Blip3oForConditionalGeneration",),
+    "blip3o.processing_blip3o": ("Blip3oProcessor",),
     "conversion.presets": ("PRESETS", "preset_config"),
     "errors": ("ConversionError", "ImageInputError", "PlaceholderMismatchError", "PushError", "XGenMMError"),
     "generation.chat_session": ("ChatSession",),
@@ -44,14 +48,26 @@ _RELEASED_NAMES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """Names of the classes of one `model_type`."""
+    """Names of the classes of one `model_type`.
+
+    Attributes:
+        model_type: As in `config.json`.
+        config: Configuration class.
+        model: Class that can generate.
+        base_model: Class without head, if there is one.
+        processor: Processor class.
+        image_processors: Image processor classes by backend.
+        is_xgen_mm: Whether its models are xGen-MM's tower, resampler and language model; the command line and cards
+            describe those only.
+    """
 
     model_type: str
     config: str
     model: str
-    base_model: str
+    base_model: str | None
     processor: str
     image_processors: dict[str, str]
+    is_xgen_mm: bool = True
 
 
 FAMILIES = (
@@ -71,14 +87,27 @@ FAMILIES = (
         processor="XGenMMProcessor",
         image_processors={"torchvision": "XGenMMV1ImageProcessor", "pil": "XGenMMV1ImageProcessorPil"},
     ),
+    Family(
+        model_type="blip3o",
+        config="Blip3oConfig",
+        model="Blip3oForConditionalGeneration",
+        base_model=None,
+        processor="Blip3oProcessor",
+        image_processors={"torchvision": "Blip3oImageProcessor", "pil": "Blip3oImageProcessor"},
+        is_xgen_mm=False,
+    ),
 )
 # Model types that only files of a release carry; reading one gives the configuration of a family.
-_RELEASED_MODEL_TYPES = {"blip_3": "XGenMMV1FirstReleaseConfig"}
+_RELEASED_MODEL_TYPES = {
+    "blip_3": "XGenMMV1FirstReleaseConfig",
+    "blip3o_qwen": "Blip3oConfig",
+    "blip3o_qwen_inference": "Blip3oConfig",
+}
 _MODEL_TYPES = (*(family.model_type for family in FAMILIES), *_RELEASED_MODEL_TYPES)
 # Modules to import along with others: reading `XGenMMConfig` may find a file of the v1 release.
 _COMPANIONS = {"modeling.configuration_xgen_mm": "v1.configuration_xgen_mm_v1"}
 
-_MODELS = ("modeling.modeling_xgen_mm", "v1.modeling_xgen_mm_v1")
+_MODELS = ("modeling.modeling_xgen_mm", "v1.modeling_xgen_mm_v1", "blip3o.modeling_blip3o")
 # What is saved with the code that loads it.
 _SAVES_CODE = (*_MODELS, "processing.processing_xgen_mm")
 
@@ -155,7 +184,7 @@ def _enter_models(module: ModuleType) -> None:
     for table in ("MODEL_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_MULTIMODAL_LM_MAPPING"):
         _enter(getattr(module, table), {family.model_type: family.model for family in FAMILIES})
     # The host knows a class without a head by its name being in this table. No configuration has these types.
-    without_head = {f"{family.model_type}_without_head": family.base_model for family in FAMILIES}
+    without_head = {f"{family.model_type}_without_head": family.base_model for family in FAMILIES if family.base_model}
     module.MODEL_MAPPING._model_mapping.update(without_head)
 
 

@@ -16,17 +16,22 @@ MODEL_TYPES = ("xgenmm", "xgenmm_v1", "blip_3")
 SIZES = dict.fromkeys(
     ("hidden_size", "intermediate_size", "vocab_size", "image_size", "patch_size", "num_latents", "head_dim"), 10**7
 ) | dict.fromkeys(("num_hidden_layers", "num_layers", "num_attention_heads", "num_key_value_heads", "num_heads"), 4096)
+# The same for BLIP3-o, which few commands take.
+BLIP3O_MODEL_TYPES = ("blip3o", "blip3o_qwen", "blip3o_qwen_inference")
 
 
-def check_model_type(source: str | os.PathLike[str], *, revision: str | None = None) -> None:
+def check_model_type(
+    source: str | os.PathLike[str], *, revision: str | None = None, known: tuple[str, ...] = MODEL_TYPES
+) -> None:
     """Refuse a checkpoint of another architecture; one without a `config.json` passes.
 
     Args:
         source: Directory, path of a `config.json`, or Hub id.
         revision: Commit, branch or tag on the Hub.
+        known: Model types that pass.
 
     Raises:
-        XGenMMError: If the file is no JSON object, or its `model_type` is none of `MODEL_TYPES`.
+        XGenMMError: If the file is no JSON object, or its `model_type` is none of the known ones.
         OSError: If the Hub does not give the file.
     """
     path = _find_config(source, revision=revision)
@@ -34,11 +39,11 @@ def check_model_type(source: str | os.PathLike[str], *, revision: str | None = N
         return
     content = read_json_object(path)
     model_type = content.get("model_type")
-    if not isinstance(model_type, str) or not (model_type in MODEL_TYPES or _is_registered_subclass(model_type)):
-        known = ", ".join(f"`{name}`" for name in MODEL_TYPES)
+    if not isinstance(model_type, str) or not (model_type in known or _is_registered_subclass(model_type)):
+        names = ", ".join(f"`{name}`" for name in known)
         said = f"is a `{model_type}` model" if isinstance(model_type, str) else f"has the `model_type` {model_type!r}"
         raise XGenMMError(
-            f"`{path}` {said}; expected an xGen-MM checkpoint (`model_type` {known}). Code that a checkpoint brings "
+            f"`{path}` {said}; expected an xGen-MM checkpoint (`model_type` {names}). Code that a checkpoint brings "
             "along is never run."
         )
     _check_sizes(content, path=path, where="")
@@ -69,12 +74,19 @@ def reading_checkpoint(source: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
-def load_config(source: str | os.PathLike[str], *, revision: str | None = None, **arguments: Any) -> Any:
+def load_config(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    known: tuple[str, ...] = MODEL_TYPES,
+    **arguments: Any,
+) -> Any:
     """Configuration of an xGen-MM checkpoint.
 
     Args:
         source: Directory, path of a `config.json`, or Hub id.
         revision: Commit, branch or tag on the Hub.
+        known: Values of `model_type` that are taken.
         **arguments: Further arguments of `AutoConfig.from_pretrained`.
 
     Raises:
@@ -83,7 +95,7 @@ def load_config(source: str | os.PathLike[str], *, revision: str | None = None, 
     """
     from transformers import AutoConfig
 
-    check_model_type(source, revision=revision)
+    check_model_type(source, revision=revision, known=known)
     with reading_checkpoint(source):
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **arguments)
 

@@ -1,8 +1,9 @@
 """Convert a released checkpoint into this package's layout, or back.
 
-SRC is a directory with the files of an xGen-MM release, its Hub id, or a .pt file of its training code; with
---reverse, a converted checkpoint. Weights are copied file by file, so memory stays small whatever the model's size.
-DST appears when everything is written; an interrupted run continues when the same command is given again.
+SRC is a directory with the files of an xGen-MM or BLIP3-o release, its Hub id, or a .pt file of xGen-MM's training
+code; with --reverse, a converted checkpoint. Weights are copied file by file, so memory stays small whatever the
+model's size. DST appears when everything is written; an interrupted run continues when the same command is given
+again.
 """
 
 import argparse
@@ -60,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert and tell what was written."""
+    from ..conversion.convert_blip3o import convert_blip3o, is_blip3o
     from ..conversion.convert_checkpoint import ConversionOptions, convert_checkpoint, parse_dtype
     from ..conversion.restore_checkpoint import restore_checkpoint
     from .loading import fetch_checkpoint
@@ -80,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
             dry_run=args.dry_run,
             show_progress=not args.json,
         )
-        report = convert_checkpoint(source, args.destination, options=options)
+        convert = convert_blip3o if is_blip3o(source) else convert_checkpoint
+        report = convert(source, args.destination, options=options)
     if args.json:
         print_json(report.to_dict() | {"dry_run": args.dry_run})
     else:

@@ -23,7 +23,7 @@ from xgen_mm.processing.image_loading import fetch_image
 from .console import UserError, local_path, log, one_line
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-MODEL_TYPES = tuple(family.model_type for family in FAMILIES)
+MODEL_TYPES = tuple(family.model_type for family in FAMILIES if family.is_xgen_mm)
 FETCHED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 _FOREIGN_CODE = (
     "its files ask for code that it brings along, which is never run; remove `auto_map` from its JSON files, or take "

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from ..modeling.configuration_xgen_mm import XGenMMConfig
@@ -112,7 +112,6 @@ def convert_checkpoint(
         ConversionError: If the source does not fit its layout, cannot be read safely, or the destination is taken.
     """
     options = options or ConversionOptions()
-    started = time.monotonic()
     check_destination(destination)
     checkpoint = add_vision_tower(open_source(source), options.vision_tower)
     config = read_config(checkpoint, options.config)
@@ -124,11 +123,46 @@ def convert_checkpoint(
     )
     inventory.check(checkpoint.tensors, prefix=checkpoint.prefix, hint=hint)
 
+    def write_rest(directory: Path) -> None:
+        write_processor(checkpoint.directory, directory, config=config, tokenizer=options.tokenizer)
+        _generation_config(checkpoint.directory, config).save_pretrained(directory)
+
+    return write_converted(
+        checkpoint, destination, config=config, inventory=inventory, options=options, write_rest=write_rest
+    )
+
+
+def write_converted(
+    checkpoint: SourceCheckpoint,
+    destination: Path,
+    *,
+    config: PreTrainedConfig,
+    inventory: Inventory,
+    options: ConversionOptions,
+    write_rest: Callable[[Path], None],
+) -> ConversionReport:
+    """Write a checkpoint that passed the check of its inventory.
+
+    Args:
+        checkpoint: What to convert.
+        destination: Directory to create.
+        config: Configuration of the model; its type is set to that of most values.
+        inventory: Names and rows of both layouts.
+        options: See `ConversionOptions`.
+        write_rest: Writes what else the model's family needs into the directory it is given.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ConversionError: If the destination is taken, or a source file ends early.
+    """
+    started = time.monotonic()
     tensors = inventory.our_tensors(checkpoint.tensors, dtype=options.dtype)
     files = shard(in_file_order(tensors), max_bytes=options.max_shard_bytes)
     left_over = inventory.left_over(checkpoint.tensors, dtype=options.dtype)
     report = ConversionReport(
-        source=str(source),
+        source=str(checkpoint.path),
         destination=str(destination),
         num_tensors=len(tensors),
         num_parameters=sum(math.prod(tensor.shape) for tensor in tensors),
@@ -142,7 +176,12 @@ def convert_checkpoint(
         with StagingDirectory(destination, job=[_fingerprint(checkpoint.tensors), files, str(config)]) as staging:
             report.kept = staging.kept
             _write_weights(staging, files, show_progress=options.show_progress)
-            _write_companions(staging, checkpoint, config, options, files=files, left_over=left_over)
+            if options.keep_original:
+                _keep_original(staging, checkpoint, left_over)
+            write_rest(staging.path)
+            config.architectures = [MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].__name__]
+            config.save_pretrained(staging.path)
+            write_index(files, staging.path)
             staging.finish()
     report.seconds = time.monotonic() - started
     return report
@@ -193,28 +232,13 @@ def _writer(directory: Path, report: Report) -> Callable[[OutputFile], str]:
     return lambda output: write_safetensors(output, directory, report=report)
 
 
-def _write_companions(
-    staging: StagingDirectory,
-    source: SourceCheckpoint,
-    config: XGenMMConfig,
-    options: ConversionOptions,
-    *,
-    files: Sequence[OutputFile],
-    left_over: Sequence[OutputTensor],
-) -> None:
-    directory = staging.path
-    if options.keep_original:
-        folder = directory / FOLDER
-        folder.mkdir(exist_ok=True)
-        save_record(describe_original(source), source, folder)
-        if left_over:
-            extras = OutputFile(EXTRAS_NAME, tuple(left_over))
-            staging.checksums[f"{FOLDER}/{EXTRAS_NAME}"] = write_safetensors(extras, folder, report=lambda _: None)
-    write_processor(source.directory, directory, config=config, tokenizer=options.tokenizer)
-    _generation_config(source.directory, config).save_pretrained(directory)
-    config.architectures = [MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].__name__]
-    config.save_pretrained(directory)
-    write_index(files, directory)
+def _keep_original(staging: StagingDirectory, source: SourceCheckpoint, left_over: Sequence[OutputTensor]) -> None:
+    folder = staging.path / FOLDER
+    folder.mkdir(exist_ok=True)
+    save_record(describe_original(source), source, folder)
+    if left_over:
+        extras = OutputFile(EXTRAS_NAME, tuple(left_over))
+        staging.checksums[f"{FOLDER}/{EXTRAS_NAME}"] = write_safetensors(extras, folder, report=lambda _: None)
 
 
 def _generation_config(directory: Path | None, config: XGenMMConfig) -> GenerationConfig:

@@ -16,15 +16,17 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import Chunk, ConversionOps, WeightConverter, WeightRenaming
 
 from ..modeling.pretrained_xgen_mm import XGenMMPreTrainedModel
+from .blip3o_rules import BLIP3O
 from .key_rules import LAYER, V1_5, Drop, JoinRows, KeyRules, Rename, Split, template_pattern
 from .v1_rules import V1
 
 BASE_PREFIX = "model."
 _READING = threading.RLock()
-# Rules of each released layout, and the classes that its checkpoints load into: with and without head.
-LAYOUTS = (
+# Rules of each released layout, and the classes that its checkpoints load into: with head and, if any, without.
+LAYOUTS: tuple[tuple[Any, ...], ...] = (
     (V1_5, "XGenMMForConditionalGeneration", "XGenMMModel"),
     (V1, "XGenMMV1ForConditionalGeneration", "XGenMMV1Model"),
+    (BLIP3O, "Blip3oForConditionalGeneration"),
 )
 
 
@@ -120,7 +122,7 @@ def released_names() -> Iterator[None]:
     with _READING:
         # The class names are registered, not the model type: targets are absolute for the class they belong to.
         for rules, *class_names in LAYOUTS:
-            for class_name, is_base in zip(class_names, (False, True), strict=True):
+            for class_name, is_base in zip(class_names, (False, True), strict=False):
                 mapping = host_mapping(rules, base_model=is_base)
                 register_checkpoint_conversion_mapping(class_name, mapping, overwrite=True)
         try:

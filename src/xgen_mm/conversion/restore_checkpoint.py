@@ -7,10 +7,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..checkpoint_config import load_config
+from ..blip3o.configuration_blip3o import Blip3oConfig
+from ..checkpoint_config import BLIP3O_MODEL_TYPES, MODEL_TYPES, load_config
 from ..errors import ConversionError
 from ..output_directory import locked_directory
 from ..v1.configuration_xgen_mm_v1 import XGenMMV1Config
+from .convert_blip3o import build_blip3o_inventory
 from .convert_checkpoint import ConversionReport, progress_bar
 from .inventory import Inventory, build_inventory, output_dtype
 from .key_rules import V1_5
@@ -52,8 +54,11 @@ def restore_checkpoint(
     for directory in {source, original or source}:
         _refuse_damaged(directory)
     ours = list_directory(source)
-    config = load_config(source, local_files_only=True)
-    inventory = build_inventory(config, V1 if isinstance(config, XGenMMV1Config) else V1_5)
+    config = load_config(source, known=(*MODEL_TYPES, *BLIP3O_MODEL_TYPES), local_files_only=True)
+    if isinstance(config, Blip3oConfig):
+        inventory = build_blip3o_inventory(config, ours)
+    else:
+        inventory = build_inventory(config, V1 if isinstance(config, XGenMMV1Config) else V1_5)
     _check_ours(inventory, ours)
     files = [_output_file(file, record, inventory, ours=ours, extras=extras) for file in record.files]
     tensors = [tensor for file in files for tensor in file.tensors]

@@ -70,7 +70,7 @@ class XGenMMPreTrainedModel(PreTrainedModel):
                 our layout, the host only warns about either); if the files of a directory are damaged, or its index
                 points outside it.
         """
-        _check_directory(*args[:1], **kwargs)
+        check_directory(*args[:1], **kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         with cls._reading():
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
@@ -135,7 +135,7 @@ class XGenMMPreTrainedModel(PreTrainedModel):
             )
 
 
-def _check_directory(
+def check_directory(
     pretrained_model_name_or_path: Any = None,
     *,
     subfolder: str | None = None,

@@ -97,7 +97,7 @@ def _from_config(directory: Path) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CardError(f"`{directory / CONFIG}` cannot be read: {' '.join(str(error).split())}") from error
-    if config.model_type not in [family.model_type for family in FAMILIES]:
+    if config.model_type not in [family.model_type for family in FAMILIES if family.is_xgen_mm]:
         raise CardError(f"`{directory / CONFIG}` is of a `{config.model_type}` model; expected an xGen-MM checkpoint.")
     vision, resampler, text = config.vision_config, config.resampler_config, config.text_config
     parts: dict[str, Scalar] = {
