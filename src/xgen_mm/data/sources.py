@@ -379,7 +379,7 @@ def _rows_in_object(value: dict[str, Any]) -> Iterator[RawRow]:
     """Rows of a file that is one object: those of a list in it, its values with their names, or itself."""
     lists = [value[name] for name in _LIST_NAMES if isinstance(value.get(name), list)]
     if lists:
-        named = list(enumerate(lists[0]))
+        named: list[tuple[Any, Any]] = list(enumerate(lists[0]))
     elif sum(isinstance(item, dict) for item in value.values()) > len(value) // 2:
         named = list(value.items())
     else:

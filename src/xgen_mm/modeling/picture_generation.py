@@ -1,6 +1,6 @@
 """What `generate` does for pictures: each is encoded once, and none that a cache of earlier turns already holds."""
 
-from functools import wraps
+from functools import update_wrapper
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from .host import CACHE_NAME
 class PictureGenerationMixin(GenerationMixin):
     """The host's generation for models whose prompts hold one placeholder per image token."""
 
-    @wraps(GenerationMixin.generate)
     def generate(
         self, *args: Any, past_key_values: Cache | None = None, cache: Cache | None = None, **kwargs: Any
     ) -> Any:
@@ -23,6 +22,9 @@ class PictureGenerationMixin(GenerationMixin):
             raise ValueError("Give `cache` or `past_key_values`, not both: they are two names of one argument.")
         given = past_key_values if cache is None else cache
         return super().generate(*args, **kwargs, **({} if given is None else {CACHE_NAME: given}))
+
+    # Whoever asks for the signature gets the host's.
+    update_wrapper(generate, GenerationMixin.generate)
 
     def _maybe_prepare_encoder_kwargs_for_generation(
         self,

@@ -107,8 +107,8 @@ def with_pair(row: Row) -> Row:
     elif not row.has("prompt"):
         name = next((name for name in (*QUESTION_COLUMNS, *_MESSAGE_COLUMNS) if row.has(name)), None)
         if name is not None:
-            value = row.values[name]
-            values["prompt"] = _message_list(row, value, name) if is_list(value) else value
+            question = row.values[name]
+            values["prompt"] = _message_list(row, question, name) if is_list(question) else question
     for name in ("chosen", "rejected"):
         # One message, and messages with the names of ShareGPT.
         value: Any = values.get(name)
