@@ -91,8 +91,8 @@ def format_option(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"{text!r} is no option; write NAME=VALUE")
     try:
         return name, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise argparse.ArgumentTypeError(f"the value of {name!r} is no YAML: {value!r}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"the value of {name!r} is no YAML: {value[:200]!r}") from error
 
 
 def positive_number(text: str) -> int:

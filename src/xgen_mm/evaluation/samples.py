@@ -12,7 +12,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from ..data.formats.row import PictureRules, Row, is_missing
+from ..data.formats.row import PictureRules, Row, has_web_scheme, is_missing
 from ..data.records import Picture
 from ..errors import DataError
 from .prompts import Piece, PlaceMarker, format_options, render
@@ -204,7 +204,7 @@ def _pictures(row: Row, layout: Layout, roots: Sequence[Path]) -> list[Picture]:
 
 
 def _picture(row: Row, value: Any, where: str, roots: Sequence[Path]) -> Picture:
-    if isinstance(value, str) and value.startswith(("http://", "https://")):
+    if isinstance(value, str) and has_web_scheme(value):
         # An evaluation never goes to the network for a picture.
         raise row.error("missing image", where, f"the picture is an address ({value[:60]}); expected the picture")
     encoded = _decode_base64(value)
