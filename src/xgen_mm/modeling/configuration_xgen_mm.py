@@ -40,7 +40,7 @@ ConfigClass = TypeVar("ConfigClass", bound=type)
 
 def plain_errors(config_class: ConfigClass) -> ConfigClass:
     """Class decorator: a value of the wrong type is a `ValueError` of one line that names the field."""
-    build = config_class.__init__  # type: ignore[misc]
+    build = config_class.__init__
 
     @wraps(build)
     def build_or_explain(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -49,7 +49,7 @@ def plain_errors(config_class: ConfigClass) -> ConfigClass:
         except StrictDataclassError as error:
             raise ValueError(f"`{config_class.__name__}` cannot be built: {_one_line(error)}") from error
 
-    config_class.__init__ = build_or_explain  # type: ignore[misc]
+    config_class.__init__ = build_or_explain
     return config_class
 
 
