@@ -42,7 +42,7 @@ PRIVATE_HOST_NAMES = {
     "transformers.modeling_utils": ("PreTrainedModel._init_weights",),
     "transformers.processing_utils": ("ProcessorMixin._merge_kwargs",),
     "transformers.tokenization_utils_tokenizers": ("TokenizersBackend._get_padding_truncation_strategies",),
-    "transformers.trainer": ("Trainer._prepare_inputs",),
+    "transformers.trainer": ("Trainer._get_num_items_in_batch", "Trainer._prepare_inputs"),
 }
 
 
