@@ -120,6 +120,8 @@ class XGenMMConfig(PreTrainedConfig):
             not those of the released models, whose tower sees it: for models trained this way, with
             `tile_grouping="tile"` and a SigLIP tower only.
         tie_word_embeddings: Whether the output layer shares the embedding table (never in released checkpoints).
+        use_cache: Whether keys and values of earlier positions are kept where a call leaves it open; `None` takes the
+            language model's own setting. `generate` asks the generation configuration, which starts out the same.
 
     Source: xGen-MM technical report (arXiv:2408.08872) and the released v1.5 configuration.
     """
@@ -153,6 +155,7 @@ class XGenMMConfig(PreTrainedConfig):
     max_tiles_per_call: int | None = None
     drop_padded_patches: bool = False
     tie_word_embeddings: bool = False
+    use_cache: bool | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Build sub-configurations from dicts and fill the widths that follow from one another."""
