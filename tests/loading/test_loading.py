@@ -3,13 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
 
 from tests.picture_batch import Draw, make_batch
-from xgen_mm import XGenMMForConditionalGeneration, XGenMMProcessor
+from xgen_mm import XGenMMConfig, XGenMMForConditionalGeneration, XGenMMProcessor
+from xgen_mm.modeling.host import CACHE_NAME
 
 REPOSITORY, REVISION = "someone/some-model", "a" * 40
 
@@ -135,3 +137,63 @@ def test_added_tokens_get_rows_in_both_tables_and_the_bias(
     ids = AutoProcessor.from_pretrained(tmp_path)(text="<box>")["input_ids"][0]
     assert ids[-1:] == [old_size]
     assert json.loads((tmp_path / "config.json").read_text())["text_config"]["vocab_size"] == old_size + 2
+
+
+def has_cache(model: XGenMMForConditionalGeneration, batch: dict[str, torch.Tensor]) -> tuple[bool, bool]:
+    """Whether `forward` and `generate` keep a cache where the call leaves it open."""
+    with torch.no_grad():
+        scored = model(**batch)
+    generated = model.generate(**batch, max_new_tokens=2, return_dict_in_generate=True)
+    return getattr(scored, CACHE_NAME) is not None, getattr(generated, CACHE_NAME) is not None
+
+
+@pytest.mark.parametrize("loader", [XGenMMForConditionalGeneration, AutoModelForImageTextToText])
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_use_cache_of_a_load_is_that_of_forward_and_generate(
+    saved: Path, batch: dict[str, torch.Tensor], tmp_path: Path, loader: Any, use_cache: bool
+) -> None:
+    model = loader.from_pretrained(saved, use_cache=use_cache)
+    assert has_cache(model, batch) == (use_cache, use_cache)
+    # A setting of the model, so it is saved with it.
+    model.save_pretrained(tmp_path / "again")
+    assert has_cache(loader.from_pretrained(tmp_path / "again"), batch) == (use_cache, use_cache)
+    assert has_cache(loader.from_pretrained(tmp_path / "again", use_cache=not use_cache), batch) == (
+        not use_cache,
+        not use_cache,
+    )
+    config = XGenMMConfig.from_pretrained(saved)
+    given = loader.from_pretrained(saved, config=config, use_cache=use_cache)
+    assert has_cache(given, batch) == (use_cache, use_cache)
+    assert config.use_cache is None
+
+
+@pytest.mark.parametrize("section", ["", "text_config"])
+@pytest.mark.parametrize("has_generation_file", [True, False])
+def test_use_cache_of_the_configuration_is_that_of_forward_and_generate(
+    saved: Path, batch: dict[str, torch.Tensor], section: str, has_generation_file: bool
+) -> None:
+    settings = json.loads((saved / "config.json").read_text())
+    (settings[section] if section else settings)["use_cache"] = False
+    (saved / "config.json").write_text(json.dumps(settings))
+    if not has_generation_file:
+        (saved / "generation_config.json").unlink()
+    loaded = XGenMMForConditionalGeneration.from_pretrained(saved)
+    new = XGenMMForConditionalGeneration(XGenMMConfig.from_pretrained(saved)).eval()
+    assert has_cache(loaded, batch) == has_cache(new, batch) == (False, False)
+    with torch.no_grad():
+        assert getattr(loaded(**batch, use_cache=True), CACHE_NAME) is not None
+
+
+def test_cache_that_a_trainer_turned_off_is_on_in_what_it_saves(
+    saved: Path, batch: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    model = XGenMMForConditionalGeneration.from_pretrained(saved)
+    Trainer(model, TrainingArguments(str(tmp_path / "run"), report_to=[], use_cpu=True)).save_model(tmp_path / "done")
+    assert model.config.use_cache is False
+    assert has_cache(XGenMMForConditionalGeneration.from_pretrained(tmp_path / "done"), batch) == (True, True)
+
+
+@pytest.mark.parametrize("value", ["no", 0])
+def test_use_cache_of_another_type_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="use_cache"):
+        XGenMMConfig(use_cache=value)

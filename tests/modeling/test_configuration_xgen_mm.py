@@ -116,7 +116,7 @@ def test_config_contradiction_is_refused(changes: dict[str, object], message: st
     assert isinstance(error.value, (ValueError, TypeError)) or "Strict" in type(error.value).__name__
 
 
-PHI3, SIGLIP = {"model_type": "phi3"}, {"model_type": "siglip_vision_model"}
+PHI3, GEMMA, SIGLIP = {"model_type": "phi3"}, {"model_type": "gemma2"}, {"model_type": "siglip_vision_model"}
 
 
 @pytest.mark.parametrize(
@@ -135,6 +135,10 @@ PHI3, SIGLIP = {"model_type": "phi3"}, {"model_type": "siglip_vision_model"}
             {"resampler_config": {"model_type": "q_former"}},
             "`resampler_config.model_type` is 'q_former'.*xgenmm_resampler",
         ),
+        ({"text_config": PHI3 | {"hidden_act": "nonsense"}}, "`text_config.hidden_act` is 'nonsense'.* silu"),
+        ({"text_config": GEMMA | {"hidden_activation": "geglu"}}, "`text_config.hidden_activation` is 'geglu'"),
+        ({"vision_config": SIGLIP | {"hidden_act": ""}}, "`vision_config.hidden_act` is ''"),
+        ({"resampler_config": {"hidden_act": "GELU"}}, "`resampler_config.hidden_act` is 'GELU'"),
         ({"resampler_config": {"num_latents": "8"}}, "'num_latents' expected int"),
         ({"resampler_config": {"num_latents": -8}}, "`resampler_config.num_latents` is -8"),
         ({"image_token_id": "5"}, "'image_token_id' expected int"),
@@ -147,3 +151,10 @@ def test_damaged_values_are_refused_in_one_line(fields: dict[str, Any], message:
     with pytest.raises(ValueError, match=message) as error:
         XGenMMConfig(**fields)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["gelu", "mish", "gelu_10", "laplace"])
+def test_activations_of_transformers_are_accepted_in_every_part(name: str) -> None:
+    fields = {"text_config": PHI3, "vision_config": SIGLIP, "resampler_config": {}}
+    config = XGenMMConfig(**{part: values | {"hidden_act": name} for part, values in fields.items()})
+    assert {getattr(config, part).hidden_act for part in fields} == {name}

@@ -1,5 +1,6 @@
 """The whole v1 model on a small random configuration: dependence on the prompt, generation, loading."""
 
+import copy
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -252,3 +253,32 @@ def test_gradient_checkpointing_keeps_loss_and_gradients(batch: dict[str, torch.
         loss.backward()
         results.append((loss.detach(), model.model.resampler.text_projection.linear_1.weight.grad.clone()))
     torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
+def test_attention_masks_of_every_type_mean_the_same(
+    model: XGenMMV1ForConditionalGeneration, batch: dict[str, torch.Tensor], dtype: torch.dtype
+) -> None:
+    assert not batch["attention_mask"].all()
+    other = batch | {"attention_mask": batch["attention_mask"].to(dtype)}
+    with torch.no_grad():
+        assert torch.equal(model(**other).logits, model(**batch).logits)
+    assert answer(model, other) == answer(model, batch)
+
+
+@pytest.mark.parametrize("part", ["vision_tower", "resampler", "language_model"])
+@pytest.mark.parametrize("masks_padding", [False, True])
+def test_parts_may_differ_in_precision(batch: dict[str, torch.Tensor], part: str, masks_padding: bool) -> None:
+    model = build(mask_prompt_padding=masks_padding)
+    getattr(model.model, part).to(torch.bfloat16)
+    reference = copy.deepcopy(model).float()
+    if part == "language_model":
+        model.lm_head.to(torch.bfloat16)
+    found, expected = image_tokens(model, batch), image_tokens(reference, batch)
+    # Only what the part itself computes is rounded: prompts of a rounded table enter the resampler as they are.
+    tolerance = 1e-5 if part == "language_model" else 0.1
+    for tokens, others in zip(found, expected, strict=True):
+        assert tokens.dtype == (torch.bfloat16 if part == "resampler" else torch.float32)
+        torch.testing.assert_close(tokens.float(), others, atol=tolerance, rtol=tolerance)
+    assert model(**batch, labels=batch["input_ids"]).loss.isfinite()
+    assert len(answer(model, batch)) == 2

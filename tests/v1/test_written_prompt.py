@@ -98,3 +98,21 @@ def test_gradients_reach_the_prompt_and_the_filler() -> None:
     assert embeds.grad.squeeze(-1).tolist() == [[1, 1, 0], [1, 1, 1]]
     assert filler.grad is not None
     assert filler.grad.tolist() == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.float32])
+def test_masks_of_every_type_mean_the_same(dtype: torch.dtype) -> None:
+    rows = [[PAD, PAD, 10, 5, 5, 11], [12, 5, 5, 5, 5, 5]]
+    mask = [[0, 0, 1, 1, 1, 1], [1] * 6]
+    ids = torch.tensor(rows)
+    prompts = written_prompts(
+        ids.unsqueeze(-1).float(),
+        is_image_token=ids == IMAGE,
+        attention_mask=torch.tensor(mask).to(dtype),
+        tokens_per_image=[2, 5],
+        filler=torch.tensor([float(PAD)]),
+        max_tokens=256,
+    )
+    assert ids_of(prompts) == [[10, 5, 11], [PAD, 12, 5]]
+    assert prompts.mask.dtype == torch.bool
+    assert prompts.mask.tolist() == [[True, True, True], [False, True, True]]

@@ -35,6 +35,10 @@ POSITIVE_FIELDS = (
     "patch_size",
 )
 
+# What models call the name of their activation function, and names that every version of transformers knows.
+ACTIVATION_FIELDS = ("hidden_act", "hidden_activation", "activation_function")
+USUAL_ACTIVATIONS = frozenset(("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu"))
+
 ConfigClass = TypeVar("ConfigClass", bound=type)
 
 
@@ -120,6 +124,8 @@ class XGenMMConfig(PreTrainedConfig):
             not those of the released models, whose tower sees it: for models trained this way, with
             `tile_grouping="tile"` and a SigLIP tower only.
         tie_word_embeddings: Whether the output layer shares the embedding table (never in released checkpoints).
+        use_cache: Whether keys and values of earlier positions are kept where a call leaves it open; `None` takes the
+            language model's own setting. `generate` asks the generation configuration, which starts out the same.
 
     Source: xGen-MM technical report (arXiv:2408.08872) and the released v1.5 configuration.
     """
@@ -153,6 +159,7 @@ class XGenMMConfig(PreTrainedConfig):
     max_tiles_per_call: int | None = None
     drop_padded_patches: bool = False
     tie_word_embeddings: bool = False
+    use_cache: bool | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Build sub-configurations from dicts and fill the widths that follow from one another."""
@@ -247,6 +254,8 @@ class XGenMMConfig(PreTrainedConfig):
     def _check_values(self) -> None:
         resampler = self.resampler_config
         check_sizes(resampler, name="resampler_config", needed=("hidden_size", "output_size"))
+        for name in type(self).sub_configs:
+            check_activation(getattr(self, name), name=name)
         if self.image_token_id < 0:
             raise ValueError(f"`image_token_id` is {self.image_token_id}; expected the id of `<image>`, at least 0.")
         for name, ours, other in (
@@ -334,6 +343,30 @@ def check_sizes(config: PreTrainedConfig, *, name: str, needed: tuple[str, ...])
     num_layers = getattr(config, "num_hidden_layers", 0)
     if isinstance(num_layers, int) and num_layers < 0:
         raise ValueError(f"`{name}.num_hidden_layers` is {num_layers}; expected at least 0.")
+
+
+def check_activation(config: PreTrainedConfig, *, name: str) -> None:
+    """Refuse a part whose activation function transformers does not know.
+
+    Args:
+        config: Configuration of the part.
+        name: What to call it in messages.
+
+    Raises:
+        ValueError: If it names another one.
+    """
+    for field in ACTIVATION_FIELDS:
+        value = getattr(config, field, None)
+        if not isinstance(value, str) or value in USUAL_ACTIVATIONS:
+            continue
+        # Needs torch, which a configuration does without otherwise.
+        from transformers.activations import ACT2FN
+
+        if value not in ACT2FN:
+            raise ValueError(
+                f"`{name}.{field}` is {value!r}, which the installed transformers does not know; expected one of "
+                f"{', '.join(sorted(ACT2FN))}."
+            )
 
 
 def _is_count(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """xGen-MM (BLIP-3) models: vision tower, perceiver resampler and language model."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +28,7 @@ from .output_layer import IGNORED_LABEL, XGenMMOutputLayer
 from .picture_generation import PictureGenerationMixin
 from .placeholder_labels import AcceptsLossArguments, mask_placeholders
 from .pretrained_xgen_mm import XGenMMPreTrainedModel
+from .released_calls import join_tiles, refuse_released_arguments
 from .resampler import XGenMMPerceiverResampler
 from .tile_encoding import (
     check_tiles,
@@ -111,7 +112,7 @@ class XGenMMModel(XGenMMPreTrainedModel):
         Args:
             pixel_values: Tile pixels, shape (num_images, max_tiles, 3, S, S), thumbnail first, normalised; rows with
                 fewer tiles end in filler, which is never encoded. Shape (tiles, 3, S, S) holds the real tiles of all
-                pictures.
+                pictures; so do nested lists of tensors, one list per sample, as the released image processor makes.
             image_sizes: Original (height, width) of each picture, shape (num_images, 2); `None` means one tile each.
             **kwargs: Passed on to the vision tower and the resampler.
 
@@ -122,6 +123,8 @@ class XGenMMModel(XGenMMPreTrainedModel):
         Raises:
             ValueError: If tiles and sizes do not belong together.
         """
+        refuse_released_arguments(kwargs)
+        pixel_values = join_tiles(pixel_values)
         layout = self._layout(pixel_values, image_sizes)
         tiles = real_tiles(pixel_values, layout.num_tiles)
         vision_outputs = self._encode_tiles(tiles, layout, **kwargs)
@@ -189,6 +192,7 @@ class XGenMMModel(XGenMMPreTrainedModel):
             ValueError: If not exactly one of `input_ids` and `inputs_embeds`, or both forms of images, are given.
             PlaceholderMismatchError: If image tokens and image features differ in number.
         """
+        refuse_released_arguments(kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if pixel_values is not None and mm_encoder_outputs is not None:
@@ -197,7 +201,7 @@ class XGenMMModel(XGenMMPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
         image_outputs = (mm_encoder_outputs or {}).get("image")
-        if image_outputs is None and pixel_values is not None and pixel_values.shape[0] > 0:
+        if image_outputs is None and pixel_values is not None and len(pixel_values) > 0:
             image_outputs = self.get_image_features(pixel_values, image_sizes, return_dict=True)
         image_features = None
         if image_outputs is not None:
@@ -265,6 +269,8 @@ class XGenMMModel(XGenMMPreTrainedModel):
             return single_tile_layout(pixel_values.shape[0])
         # Exporters write the sizes out as plain integers, so that they become constants of the traced graph.
         sizes = image_sizes.tolist() if isinstance(image_sizes, torch.Tensor) else image_sizes
+        if any(not isinstance(size, Sized) or len(size) != 2 for size in sizes):
+            raise ValueError(f"`image_sizes` is {sizes}; expected one (height, width) per image, in one list for all.")
         layout = anyres_layout([(int(height), int(width)) for height, width in sizes], self.config)
         check_tiles(pixel_values, layout.num_tiles)
         return layout

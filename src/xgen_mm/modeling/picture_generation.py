@@ -9,6 +9,7 @@ from transformers.generation import GenerationConfig, GenerationMixin
 
 from ..errors import PlaceholderMismatchError
 from .host import CACHE_NAME
+from .released_calls import check_special_tokens, join_tiles, refuse_released_arguments
 
 
 class PictureGenerationMixin(GenerationMixin):
@@ -17,7 +18,14 @@ class PictureGenerationMixin(GenerationMixin):
     def generate(
         self, *args: Any, past_key_values: Cache | None = None, cache: Cache | None = None, **kwargs: Any
     ) -> Any:
-        """As the host's method; the cache of earlier turns may have either of its names on every version."""
+        """As the host's method; the cache of earlier turns may have either of its names on every version.
+
+        `pixel_values` may also be lists of tensors, nested as one list per sample; `image_size` of the released code,
+        which is (width, height), is refused.
+        """
+        refuse_released_arguments(kwargs)
+        if kwargs.get("pixel_values") is not None:
+            kwargs["pixel_values"] = join_tiles(kwargs["pixel_values"])
         if past_key_values is not None and cache is not None:
             raise ValueError("Give `cache` or `past_key_values`, not both: they are two names of one argument.")
         given = past_key_values if cache is None else cache
@@ -25,6 +33,14 @@ class PictureGenerationMixin(GenerationMixin):
 
     # Whoever asks for the signature gets the host's.
     update_wrapper(generate, GenerationMixin.generate)
+
+    def update_special_tokens(self, tokenizer: Any) -> Any:
+        """For scripts of the released code: returns the tokenizer, which the processor has completed already.
+
+        Raises:
+            ValueError: If the tokenizer is another one.
+        """
+        return check_special_tokens(tokenizer, image_token_id=self.config.image_token_id)
 
     def _maybe_prepare_encoder_kwargs_for_generation(
         self,
@@ -64,7 +80,7 @@ class PictureGenerationMixin(GenerationMixin):
         else:
             model_kwargs["pixel_values"] = pixel_values[kept]
         if image_sizes is not None:
-            model_kwargs["image_sizes"] = image_sizes[kept]
+            model_kwargs["image_sizes"] = torch.as_tensor(image_sizes)[kept]
 
     def _pictures_not_cached(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> list[int] | None:
         """Indices of the pictures that the cache does not hold; `None` if there is nothing to leave out."""

@@ -72,6 +72,7 @@ class XGenMMPreTrainedModel(PreTrainedModel):
         """
         check_directory(*args[:1], **kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
+        use_cache = kwargs.pop("use_cache", None)
         with cls._reading():
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if was_read_from_released_layout(model._weight_conversions or ()):
@@ -84,6 +85,9 @@ class XGenMMPreTrainedModel(PreTrainedModel):
                 "`xgen-mm convert` writes a checkpoint that loads as it is.",
                 cls._keys_to_ignore_on_load_unexpected,
             )
+        if use_cache is not None:
+            model.config.use_cache = use_cache
+        model._set_generation_cache()
         gather_weights_for_pictures(model)
         return (model, info) if wants_info else model
 
@@ -117,10 +121,26 @@ class XGenMMPreTrainedModel(PreTrainedModel):
             auto_map = self.code_writer(Path(save_directory), self)
             if auto_map:
                 self.config.auto_map = auto_map
+        use_cache = self.config.use_cache
+        if self.can_generate() and self.generation_config.use_cache != use_cache:
+            # The host's Trainer turns the cache off for its own time; a saved model would be slow for good.
+            self.config.use_cache = None
         try:
             super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         finally:
             vars(self.config).pop("auto_map", None)
+            self.config.use_cache = use_cache
+
+    def _set_generation_cache(self) -> None:
+        """Let `generate` keep a cache or none as the configuration says; the host does so for new models alone."""
+        if not self.can_generate():
+            return
+        use_cache, generation_config = self.config.use_cache, self.generation_config
+        is_open = generation_config.use_cache is None or generation_config._from_model_config
+        if use_cache is None and is_open and getattr(self.config.text_config, "use_cache", None) is False:
+            use_cache = False
+        if use_cache is not None:
+            generation_config.use_cache = use_cache
 
     def _check_released_weights(self, info: dict[str, Any]) -> None:
         missing, unknown = (sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys"))

@@ -19,6 +19,7 @@ from ..modeling.modeling_xgen_mm import (
 )
 from ..modeling.output_layer import XGenMMOutputLayer
 from ..modeling.pretrained_xgen_mm import XGenMMPreTrainedModel
+from ..modeling.released_calls import join_tiles, refuse_released_arguments
 from ..modeling.tile_layout import TileLayout
 from .configuration_xgen_mm_v1 import XGenMMV1Config
 from .resampler_v1 import XGenMMV1PerceiverResampler
@@ -84,6 +85,7 @@ class XGenMMV1Model(XGenMMModel):
             )
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
+        pixel_values = join_tiles(pixel_values)
         layout = self._layout(pixel_values, image_sizes)
         prompts = self._written_prompts(layout, input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
         kwargs["return_dict"] = True
@@ -106,7 +108,8 @@ class XGenMMV1Model(XGenMMModel):
         The resampler reads the whole `input_ids`. In training that includes the answers, as in the released code; pass
         `mm_encoder_outputs={"image": get_image_features(..., input_ids=questions)}` to show it the questions alone.
         """
-        if pixel_values is not None and pixel_values.shape[0] > 0 and mm_encoder_outputs is None:
+        refuse_released_arguments(kwargs)
+        if pixel_values is not None and len(pixel_values) > 0 and mm_encoder_outputs is None:
             image_outputs = self.get_image_features(
                 pixel_values,
                 image_sizes,
