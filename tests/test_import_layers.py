@@ -17,9 +17,9 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 # From the lowest to the highest; members of one layer do not know each other.
 LAYERS = (
     ("anyres", "compatibility", "errors"),
-    ("adapters", "checkpoint_config", "images", "output_directory", "sections", "weight_files"),
+    ("checkpoint_config", "images", "output_directory", "sections", "weight_files"),
     ("modeling", "processing"),
-    ("v1", "blip3o"),
+    ("adapters", "v1", "blip3o"),
     ("conversion", "data", "generation", "self_contained"),
     ("auto",),
     ("training", "evaluation", "publishing"),

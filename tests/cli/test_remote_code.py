@@ -95,6 +95,7 @@ COMMANDS = {
     "init": ["init", "--vision", "{model}", "--text", "{model}", "-o", "{out}"],
     "export": ["export", "--model", "{model}", "{out}"],
     "export-adapter": ["export", "--model", "{adapter}", "{out}"],
+    "generate-adapter": ["generate", "--model", "{adapter}", "--max-new-tokens", "1", "Hi"],
     "card": ["card", "{model}"],
     "data": ["data", "check", "{rows}", "--format", "llava_json", "--model", "{model}"],
     "train": ["train", "{recipe}", "--set", "model.checkpoint={model}", "--set", "output.dir={out}", "--dry-run"],

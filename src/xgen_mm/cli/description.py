@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToText
 
+from ..adapters import adapter_base, read_adapter_config, whole_checkpoint
 from ..anyres import best_canvas
 from ..checkpoint_config import reading_checkpoint
 from ..modeling.configuration_xgen_mm import TOWERS_WITH_POOLING_HEAD
@@ -43,6 +44,8 @@ class Description:
         context_length: Longest sequence in tokens.
         vocab_size: Rows of the embedding table.
         images: `image_size`, `canvas` (`None` without tiling), `num_tiles` and `num_image_tokens` per asked size.
+        adapter: `kind`, `rank` and `base` of an adapter, whose base the parts and parameters are of; `None` if the
+            checkpoint is whole.
     """
 
     checkpoint: str
@@ -59,6 +62,7 @@ class Description:
     context_length: int
     vocab_size: int
     images: list[dict[str, Any]]
+    adapter: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values in the order of the fields."""
@@ -80,6 +84,7 @@ def describe_checkpoint(name: str, *, image_sizes: Sequence[tuple[int, int]]) ->
         describe_config(config, name=name, image_sizes=()),
         weights=read_weights(name),
         images=_count_image_tokens(_load_image_processor(name, config), config, image_sizes),
+        adapter=_describe_adapter(name),
     )
 
 
@@ -220,12 +225,22 @@ def _count_image_tokens(processor: Any, config: Any, image_sizes: Sequence[tuple
     return rows
 
 
+def _describe_adapter(name: str) -> dict[str, Any] | None:
+    base = adapter_base(name)
+    if base is None:
+        return None
+    settings = read_adapter_config(name)
+    return {"kind": str(settings.get("peft_type", "PEFT")), "rank": settings.get("r"), "base": base}
+
+
 def _load_image_processor(name: str, config: Any) -> Any:
     """The checkpoint's own image processor, which may not tile; without one, the tiling of the configuration."""
-    try:
-        return AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError):
-        return _default_image_processor(config)
+    for place in dict.fromkeys((name, whole_checkpoint(name)[0])):
+        try:
+            return AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+        except (OSError, ValueError):
+            continue
+    return _default_image_processor(config)
 
 
 def _default_image_processor(config: Any) -> Any:

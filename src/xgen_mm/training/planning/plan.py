@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ...checkpoint_config import load_config, reading_checkpoint
+from ...checkpoint_config import reading_checkpoint
 from ...errors import XGenMMError
 from ..recipe import Recipe
-from ..starting_point import checkpoint_of, load_processor, set_pictures
+from ..starting_point import checkpoint_of, load_processor, load_start_config, set_pictures
 from .flops import StepFlops, TrainedParts, forward_cost, step_flops
 from .kept_activations import Adapters, Arithmetic, Kept, kept_by_language_model, kept_by_resampler, kept_by_tower
 from .measured_data import NUM_SAMPLES, DataFigures, measure_data
@@ -97,7 +97,7 @@ def make_plan(
     world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
     accumulation = recipe.batches.accumulation(world_size)
     checkpoint = checkpoint_of(recipe.model)
-    config = load_config(checkpoint, revision=recipe.model.revision)
+    config = load_start_config(recipe.model)
     set_pictures(recipe.pictures, config=config)
     with reading_checkpoint(checkpoint):
         model = build_on_meta(config)
