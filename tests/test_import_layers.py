@@ -50,7 +50,7 @@ class Import:
 
 
 def part_of(module: str) -> str:
-    """Part a module belongs to: `xgen_mm.connectors.perceiver` -> `connectors`; the package itself -> an empty string."""
+    """Part a module belongs to: `xgen_mm.modeling.host` -> `modeling`; the package itself -> an empty string."""
     return module.partition(".")[2].partition(".")[0]
 
 

@@ -73,7 +73,7 @@ class XGenMMV1Config(XGenMMConfig):
             )
         if self.resampler_config.model_type != DEFAULT_MODEL_TYPE:
             raise ValueError(
-                f"`resampler_config.model_type` is {self.resampler_config.model_type!r}; `{type(self).__name__}` knows "
+                f"`resampler_config.model_type` is {self.resampler_config.model_type!r}; the v1 architecture knows "
                 f"{DEFAULT_MODEL_TYPE!r} alone. Leave it out for that one."
             )
         if self.tile_grouping == "image":

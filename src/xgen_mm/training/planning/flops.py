@@ -181,10 +181,12 @@ def _connector_cost(config: Any, num_patches: int) -> tuple[float, float]:
     """
     with torch.device("meta"):
         connector = AutoModel.from_config(config, trust_remote_code=False, attn_implementation="eager")
+    # The counter cannot follow weights that want gradients through a pass without them.
+    connector.requires_grad_(False)
     found = []
     for count in (num_patches, 4 * num_patches):
         counter = FlopCounterMode(display=False)
-        with counter, torch.no_grad():
+        with counter:
             connector(torch.empty(1, count, config.hidden_size, device="meta"), None, return_dict=True)
         found.append(counter.get_total_flops())
     per_patch = (found[1] - found[0]) / (3 * num_patches)
