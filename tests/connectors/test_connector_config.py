@@ -93,9 +93,7 @@ def test_connector_registered_by_somebody_else_is_built_and_asked(tiny_config: X
 
 @pytest.mark.parametrize("grouping", ["raster_chunks", "image"])
 def test_groups_that_are_no_square_are_refused(tiny_config: XGenMMConfig, grouping: str) -> None:
-    with pytest.raises(
-        ValueError, match=f"`tile_grouping` is '{grouping}', but a connector of type 'test_pool' reads"
-    ):
+    with pytest.raises(ValueError, match=f"`tile_grouping` is '{grouping}', but a connector of type 'test_pool'"):
         with_connector(tiny_config, {"model_type": "test_pool"}, tile_grouping=grouping)
 
 

@@ -158,7 +158,7 @@ def test_trainer_step_changes_the_connector(
         save_strategy="no",
         use_cpu=True,
     )
-    trainer = Trainer(mlp_model, arguments, train_dataset=rows, data_collator=collate)  # type: ignore[arg-type]
+    trainer = Trainer(mlp_model, arguments, train_dataset=rows, data_collator=collate)
     trainer.train()
     for name, weight in mlp_model.model.resampler.named_parameters():
         assert not torch.equal(weight, before[name]), name
@@ -171,19 +171,21 @@ def test_raster_chunks_give_the_tokens_of_tiles_in_another_order(
     inputs = prepare(mlp_processor, [checker_image(60, 60)])
     found = {}
     for grouping in ("tile", "raster_chunks"):
-        mlp_model.config.tile_grouping = grouping  # type: ignore[assignment]
+        mlp_model.config.tile_grouping = grouping
         (tokens,) = mlp_model.get_image_features(inputs["pixel_values"], inputs["image_sizes"]).pooler_output
         found[grouping] = sorted(tokens.tolist())
     torch.testing.assert_close(torch.tensor(found["tile"]), torch.tensor(found["raster_chunks"]))
 
 
 def test_joined_tiles_are_refused(mlp_config: XGenMMConfig) -> None:
-    with pytest.raises(ValueError, match="`tile_grouping` is 'image'.*'xgenmm_mlp' makes more tokens of more patches"):
+    with pytest.raises(
+        ValueError, match=r"`tile_grouping` is 'image'.*'xgenmm_mlp' makes more tokens of more patches"
+    ):
         XGenMMConfig(**(mlp_config.to_dict() | {"tile_grouping": "image"}))
 
 
 def test_mlp_without_layers_is_refused() -> None:
-    with pytest.raises(ValueError, match="`resampler_config.num_hidden_layers` is 0"):
+    with pytest.raises(ValueError, match=r"`resampler_config\.num_hidden_layers` is 0"):
         XGenMMMLPConfig(num_hidden_layers=0)
 
 

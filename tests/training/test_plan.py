@@ -16,8 +16,8 @@ from xgen_mm.training.batches import make_loader
 from xgen_mm.training.planning.kept_activations import (
     Adapters,
     Arithmetic,
-    kept_by_language_model,
     kept_by_connector,
+    kept_by_language_model,
     kept_by_tower,
 )
 from xgen_mm.training.planning.part_sizes import build_on_meta, part_sizes
