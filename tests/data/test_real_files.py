@@ -478,10 +478,10 @@ def test_table_of_questions_is_read_by_its_columns(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(TABLE, encoding="utf-8")
     (record,) = RecordSource(path=tmp_path / "rows.csv", format="question_answer", image_root=FIXTURES, policy="raise")
     assert texts_of(record) == ["<image>What is it?", "A disc."]
-    columns = {"photo": RED, "Frage": "Was ist <image>?", "Antwort": 7, "Rolle": "Kurz."}
+    columns = {"photo": RED, "Frage": "Name <image>.", "Antwort": 7, "Rolle": "Kurz."}
     options = {"image": "photo", "question": "Frage", "answer": "Antwort", "system": "Rolle"}
-    assert texts_of(read(columns, "question_answer", **options)) == ["Kurz.", "Was ist <image>?", "7"]
-    assert "`foto`: no such field" in str(refused(columns, "question_answer", **options | {"image": "foto"}))
+    assert texts_of(read(columns, "question_answer", **options)) == ["Kurz.", "Name <image>.", "7"]
+    assert "`picture`: no such field" in str(refused(columns, "question_answer", **options | {"image": "picture"}))
     assert refused(columns | {"Antwort": True}, "question_answer", **options).reason == "wrong type"
 
 

@@ -333,8 +333,9 @@ def test_num_items_in_batch_scales_the_loss(
     model: XGenMMForConditionalGeneration, batch: dict[str, torch.Tensor]
 ) -> None:
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    # The first label of a row is never predicted.
-    count = int((labels[:, 1:] != -100).sum())
+    # The first label of a row is never predicted, and neither is a placeholder.
+    targets = labels[:, 1:]
+    count = int(((targets != -100) & (targets != model.config.image_token_id)).sum())
     with torch.no_grad():
         mean = model(**batch, labels=labels).loss
         scaled = model(**batch, labels=labels, num_items_in_batch=torch.tensor(2 * count)).loss

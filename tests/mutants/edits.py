@@ -122,9 +122,9 @@ PROCESSING = [
         "processing/test_image_loading.py",
     ),
     Edit(
-        "processing/image_loading.py",
-        "is_upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1",
-        "is_upright = True",
+        "images/opening.py",
+        "return orientation if orientation in _TURNS else 1",
+        "return 1",
         "processing/test_image_loading.py",
     ),
     Edit(

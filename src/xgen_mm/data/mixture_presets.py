@@ -1,6 +1,7 @@
 """Published mixtures as data, to be filled with one's own copies of the data sets."""
 
 import logging
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -127,14 +128,20 @@ def load_preset(name: str | Path) -> MixturePreset:
         text = Path(name).read_text(encoding="utf-8")
     else:
         raise ValueError(f"There is no preset `{name}`; there are {preset_names()}, or give a YAML file.")
-    return _parse(yaml.safe_load(text), name=str(name))
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"Preset `{name}` is no YAML that can be read: {' '.join(str(error).split())}.") from error
+    return _parse(content, name=str(name))
 
 
 def _parse(content: Any, *, name: str) -> MixturePreset:
     if not isinstance(content, dict) or set(content) - _PRESET_KEYS or not content.get("data_sets"):
         raise ValueError(f"Preset `{name}`: expected the keys {sorted(_PRESET_KEYS)} with at least one data set.")
     if content.get("unit") not in ("samples", "tokens"):
-        raise ValueError(f"Preset `{name}`: `unit` is {content.get('unit')!r}; expected 'samples' or 'tokens'.")
+        raise ValueError(
+            f"Preset `{name}`: `unit` is {reprlib.repr(content.get('unit'))}; expected 'samples' or 'tokens'."
+        )
     return MixturePreset(
         name=content["name"],
         unit=content["unit"],
@@ -145,7 +152,9 @@ def _parse(content: Any, *, name: str) -> MixturePreset:
 
 def _parse_entry(entry: Any, *, name: str) -> PresetEntry:
     if not isinstance(entry, dict) or set(entry) - _ENTRY_KEYS or "name" not in entry:
-        raise ValueError(f"Preset `{name}`: {entry!r} is no data set; expected the keys {sorted(_ENTRY_KEYS)}.")
+        raise ValueError(
+            f"Preset `{name}`: {reprlib.repr(entry)} is no data set; expected the keys {sorted(_ENTRY_KEYS)}."
+        )
     if ("weight" in entry) == ("samples" in entry):
         raise ValueError(f"Preset `{name}`: give `{entry['name']}` either a `weight` or `samples`.")
     samples = entry.get("samples")

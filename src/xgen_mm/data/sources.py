@@ -9,6 +9,7 @@ import itertools
 import json
 import random
 import re
+import reprlib
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -239,7 +240,9 @@ def _read_counts(path: Path) -> list[Selection]:
     selections = []
     for name, count in counts.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ValueError(f"`{path}`: the count of `{name}` is {count!r}; expected a whole number above 0.")
+            raise ValueError(
+                f"`{path}`: the count of `{name}` is {reprlib.repr(count)}; expected a whole number above 0."
+            )
         file = (path.parent / str(name)).expanduser()
         if not file.is_file():
             raise ValueError(

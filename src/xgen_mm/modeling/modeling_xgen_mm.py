@@ -47,39 +47,34 @@ CPU_VALUES_PER_CALL = 4 * 729 * 1152
 ACCELERATOR_VALUES_PER_CALL = 128 * 729 * 1152
 
 
-class _ImageOutputs:
-    """Answers `image_outputs`, which outputs of the host's models have since transformers 5.24."""
-
-    image_hidden_states: torch.Tensor | None
-
-    @property
-    def image_outputs(self) -> BaseModelOutputWithPooling | None:
-        """`pooler_output` holds `image_hidden_states`; features of the vision tower are not kept: memory."""
-        if self.image_hidden_states is None:
-            return None
-        return BaseModelOutputWithPooling(pooler_output=self.image_hidden_states)
-
-
 @dataclass
-class XGenMMModelOutputWithPast(_ImageOutputs, BaseModelOutputWithPast):
+class XGenMMModelOutputWithPast(BaseModelOutputWithPast):
     """Output of `XGenMMModel`: fields of the host's class, and those below.
 
     Attributes:
         image_hidden_states: Image tokens of all images, shape (image_tokens, hidden_size), if there were images.
+        image_outputs: As outputs of the host's models have it since transformers 5.24: `pooler_output` with one
+            (image_tokens, hidden_size) tensor per image, and what was asked for of the vision tower's layers. It is no
+            field, so that whatever walks over the fields meets the same tokens once.
     """
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs = None
 
 
 @dataclass
-class XGenMMCausalLMOutputWithPast(_ImageOutputs, CausalLMOutputWithPast):
+class XGenMMCausalLMOutputWithPast(CausalLMOutputWithPast):
     """Output of `XGenMMForConditionalGeneration`: fields of the host's class, and those below.
 
     Attributes:
         image_hidden_states: Image tokens of all images, shape (image_tokens, hidden_size), if there were images.
+        image_outputs: As outputs of the host's models have it since transformers 5.24: `pooler_output` with one
+            (image_tokens, hidden_size) tensor per image, and what was asked for of the vision tower's layers. It is no
+            field, so that whatever walks over the fields meets the same tokens once.
     """
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs = None
 
 
 class XGenMMModel(XGenMMPreTrainedModel):
@@ -212,7 +207,11 @@ class XGenMMModel(XGenMMPreTrainedModel):
                 image_tokens = self._image_tokens(features, self._layout(features.unsqueeze(-1), image_sizes))
             image_features = join_pictures(image_tokens).to(inputs_embeds.device, inputs_embeds.dtype)
             # The tower's features are no longer needed; they would stay in memory while the language model runs.
-            del image_outputs, image_tokens
+            image_outputs = BaseModelOutputWithPooling(
+                pooler_output=image_tokens,
+                hidden_states=image_outputs.hidden_states,
+                attentions=image_outputs.attentions,
+            )
             if torch.compiler.is_compiling():
                 mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             else:
@@ -229,7 +228,9 @@ class XGenMMModel(XGenMMPreTrainedModel):
             use_cache=use_cache,
             **kwargs,
         )
-        return XGenMMModelOutputWithPast(**outputs, image_hidden_states=image_features)
+        found = XGenMMModelOutputWithPast(**outputs, image_hidden_states=image_features)
+        found.image_outputs = image_outputs
+        return found
 
     def _is_placeholder(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """Bool, shape (batch, sequence)."""
@@ -485,7 +486,9 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMix
                 )
         # What is left is named alike in both outputs, the cache as the installed host names it.
         kept_outputs = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
-        return XGenMMCausalLMOutputWithPast(loss=loss, logits=logits, **kept_outputs)
+        scored = XGenMMCausalLMOutputWithPast(loss=loss, logits=logits, **kept_outputs)
+        scored.image_outputs = outputs.image_outputs
+        return scored
 
     def _mask_placeholders(
         self, labels: torch.Tensor, loss_arguments: dict[str, Any]

@@ -14,7 +14,7 @@ IMAGE_COLUMNS = ("image", "images", *MEMBER_IMAGES, "img", *IMAGE_FILES, *IMAGE_
 _NUMBERED_IMAGE = re.compile(r"(?:image|img)_?(\d{1,4})")
 _OTHER_MEDIA = ("video", "videos", "video_path", "video_url", "mp4", "audio", "audios", "audio_path")
 _SAID = re.compile(
-    r"(?:.*_)?questions?(?:_text)?|query|queries|prompts?|instructions?|problem|conversations?|messages|texts|dialog(?:ue)?"
+    r"(?:.*_)?questions?(?:_text)?|query|queries|prompts?|instructions?|problem|conversations?|messages|texts|dialog|dialogue"
     r"|choices|hint|answers?",
     re.IGNORECASE,
 )

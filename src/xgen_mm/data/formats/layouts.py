@@ -111,8 +111,8 @@ def with_pair(row: Row) -> Row:
             values["prompt"] = _message_list(row, question, name) if is_list(question) else question
     for name in ("chosen", "rejected"):
         # One message, and messages with the names of ShareGPT.
-        value: Any = values.get(name)
-        entries: Any = [value] if isinstance(value, Mapping) else value
+        answer: Any = values.get(name)
+        entries: Any = [answer] if isinstance(answer, Mapping) else answer
         if is_list(entries) and all(isinstance(entry, Mapping) for entry in entries):
             values[name] = _message_list(row, entries, name)
     return replace(row, values=values)
