@@ -286,16 +286,16 @@ LOSSES = [
         "modeling/test_next_token_loss.py",
     ),
     Edit(
-        "modeling/resampler.py",
+        "connectors/perceiver.py",
         "visible = patch_attention_mask.new_ones(",
         "visible = patch_attention_mask.new_zeros(",
-        "modeling/test_resampler.py",
+        "connectors/test_perceiver.py",
     ),
     Edit(
-        "modeling/resampler.py",
+        "connectors/perceiver.py",
         "self.scaling = config.head_dim**-0.5",
         "self.scaling = config.hidden_size**-0.5",
-        "modeling/test_resampler.py",
+        "connectors/test_perceiver.py",
     ),
     Edit("modeling/tile_layout.py", "mask[0] = True", "mask[0] = False", "modeling/test_tile_layout.py"),
     Edit(

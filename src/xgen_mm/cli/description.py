@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToT
 from ..adapters import adapter_base, read_adapter_config, whole_checkpoint
 from ..anyres import best_canvas
 from ..checkpoint_config import reading_checkpoint
+from ..connectors.connector_table import DEFAULT_MODEL_TYPE
 from ..modeling.configuration_xgen_mm import TOWERS_WITH_POOLING_HEAD
 from .console import UserError
 from .loading import load_config
@@ -108,7 +109,7 @@ def describe_config(config: Any, *, name: str, image_sizes: Sequence[tuple[int, 
         tile_size=config.tile_size,
         patch_size=config.vision_config.patch_size,
         canvases=[list(canvas) for canvas in config.image_grid_pinpoints],
-        num_latents=config.resampler_config.num_latents,
+        num_latents=config.tokens_per_group,
         tile_grouping=config.tile_grouping,
         context_length=config.text_config.max_position_embeddings,
         vocab_size=config.text_config.vocab_size,
@@ -183,16 +184,24 @@ def _describe_parts(config: Any) -> dict[str, str]:
             f"{vision.model_type}: {vision.num_hidden_layers} layers, width {vision.hidden_size}, "
             f"{vision.num_attention_heads} heads, patches of {vision.patch_size} pixels" + _describe_unbuilt(vision)
         ),
-        "resampler": (
-            f"{resampler.num_hidden_layers} layers, width {resampler.hidden_size}, "
-            f"{resampler.num_attention_heads} heads, {resampler.num_latents} latents"
-        ),
+        "resampler": _describe_connector(resampler),
         "language_model": (
             f"{text.model_type}: {text.num_hidden_layers} layers, width {text.hidden_size}, "
             f"{text.num_attention_heads} heads, vocabulary {text.vocab_size:,}"
             + (f", attention window {window:,}" if window else "")
         ),
     }
+
+
+def _describe_connector(connector: Any) -> str:
+    """Sizes that a connector has; every one has a width."""
+    counts = (("num_attention_heads", "heads"), ("num_latents", "latents"))
+    sizes = [f"{connector.num_hidden_layers} layers"] if hasattr(connector, "num_hidden_layers") else []
+    sizes += [f"width {connector.hidden_size}"]
+    sizes += [f"{getattr(connector, field)} {unit}" for field, unit in counts if hasattr(connector, field)]
+    if connector.model_type == DEFAULT_MODEL_TYPE:
+        return ", ".join(sizes)
+    return f"{connector.model_type}: {', '.join(sizes)}"
 
 
 def _describe_unbuilt(vision: Any) -> str:
@@ -219,7 +228,7 @@ def _count_image_tokens(processor: Any, config: Any, image_sizes: Sequence[tuple
                 "image_size": [height, width],
                 "canvas": list(best_canvas((height, width), processor.image_grid_pinpoints)) if is_tiled else None,
                 "num_tiles": num_tiles,
-                "num_image_tokens": num_groups * config.resampler_config.num_latents,
+                "num_image_tokens": num_groups * config.tokens_per_group,
             }
         )
     return rows

@@ -132,7 +132,7 @@ def compare_case(model: PreTrainedModel, case: RecordedCase, *, tolerance: float
     grouping = "image" if case.meta.get("anyres_patch_sampling") is False else model.config.tile_grouping
     previous, model.config.tile_grouping = model.config.tile_grouping, grouping
     counts = case.tile_counts(tile_grouping=grouping)
-    num_latents = model.config.resampler_config.num_latents
+    num_latents = model.config.tokens_per_group
     try:
         inputs = case.model_inputs(num_latents=num_latents, tile_counts=counts, padding_side="right")
         prompts = case.model_inputs(num_latents=num_latents, tile_counts=counts, padding_side="left")
@@ -169,7 +169,7 @@ def probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     height, width = 2 * config.tile_size, config.tile_size
     pixel_values = torch.rand(1, 3, 3, config.tile_size, config.tile_size, generator=generator) * 2 - 1
     num_tiles = 1 if config.tile_grouping == "image" else 3
-    image = [config.image_token_id] * (num_tiles * config.resampler_config.num_latents)
+    image = [config.image_token_id] * (num_tiles * config.tokens_per_group)
     words = torch.randint(config.get_text_config().vocab_size - 1, (NUM_PROBE_WORDS,), generator=generator)
     # Any token but the placeholder, wherever in the vocabulary that is.
     words = (words + (words >= config.image_token_id)).tolist()
@@ -348,7 +348,7 @@ def _sizes(config: Any) -> dict[str, Any]:
         "model type": config.model_type,
         "tile size": config.tile_size,
         "tile grouping": config.tile_grouping,
-        "latents": config.resampler_config.num_latents,
+        "image tokens per tile": config.tokens_per_group,
         "width": config.get_text_config().hidden_size,
         "vocabulary": config.get_text_config().vocab_size,
         "id of `<image>`": config.image_token_id,

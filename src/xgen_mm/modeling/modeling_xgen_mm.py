@@ -1,4 +1,4 @@
-"""xGen-MM (BLIP-3) models: vision tower, perceiver resampler and language model."""
+"""xGen-MM (BLIP-3) models: vision tower, connector and language model."""
 
 import os
 from collections.abc import Sequence, Sized
@@ -29,7 +29,6 @@ from .picture_generation import PictureGenerationMixin
 from .placeholder_labels import AcceptsLossArguments, mask_placeholders
 from .pretrained_xgen_mm import XGenMMPreTrainedModel
 from .released_calls import join_tiles, refuse_released_arguments
-from .resampler import XGenMMPerceiverResampler
 from .tile_encoding import (
     check_tiles,
     encode_content,
@@ -82,7 +81,7 @@ class XGenMMCausalLMOutputWithPast(CausalLMOutputWithPast):
 class XGenMMModel(XGenMMPreTrainedModel):
     """Vision tower, resampler and language model without a language-modelling head.
 
-    A picture arrives as a thumbnail and the tiles of its canvas; every tile becomes `num_latents` image tokens, which
+    A picture arrives as a thumbnail and the tiles of its canvas; every tile becomes image tokens, which
     take the places of the `<image>` placeholders in the prompt. The sequence length never changes inside the model.
 
     Source: xGen-MM technical report (arXiv:2408.08872), model architecture.
@@ -92,7 +91,7 @@ class XGenMMModel(XGenMMPreTrainedModel):
         """Build the three parts from their sub-configurations."""
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config, trust_remote_code=False)
-        self.resampler = XGenMMPerceiverResampler._from_config(config.resampler_config)
+        self.resampler = AutoModel.from_config(config.resampler_config, trust_remote_code=False)
         self.language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
         self.post_init()
 
@@ -302,9 +301,9 @@ class XGenMMModel(XGenMMPreTrainedModel):
     def _image_tokens(self, features: torch.Tensor, layout: TileLayout, **kwargs: Any) -> list[torch.Tensor]:
         """Tower features of all tiles to one (image_tokens, hidden_size) tensor per picture."""
         tokens = self._resample(features, layout, **kwargs)
-        # (groups, num_latents, hidden_size) -> (image_tokens, hidden_size) per picture
-        num_latents = tokens.shape[1]
-        return list(tokens.flatten(0, 1).split_with_sizes([count * num_latents for count in layout.num_groups]))
+        # (groups, tokens, hidden_size) -> (image_tokens, hidden_size) per picture
+        num_tokens = tokens.shape[1]
+        return list(tokens.flatten(0, 1).split_with_sizes([count * num_tokens for count in layout.num_groups]))
 
     def _resample(
         self, features: torch.Tensor, layout: TileLayout, **kwargs: Unpack[TransformersKwargs]
@@ -357,8 +356,9 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMix
         text: str | os.PathLike[str] | PreTrainedModel,
         *,
         tokenizer: Any = None,
-        num_latents: int = 128,
-        resampler_layers: int = 6,
+        connector: str = "perceiver",
+        num_latents: int | None = None,
+        resampler_layers: int | None = None,
         grids: Sequence[tuple[int, int]] = RELEASED_GRIDS,
         tile_grouping: str = "tile",
         dtype: str | torch.dtype = "auto",
@@ -375,8 +375,9 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMix
             text: Hub id, directory or loaded model, any decoder-only language model.
             tokenizer: Tokenizer that goes with the model: the image tokens are added to it. `None` loads the one of
                 `text`; if that is a loaded model, image tokens are the ids after its last one.
-            num_latents: Image tokens per tile.
-            resampler_layers: Layers of the resampler.
+            connector: What stands between the parts: "perceiver", or "mlp" with one image token per patch.
+            num_latents: Image tokens per tile of a perceiver; `None` is 128.
+            resampler_layers: Layers of the connector; `None` is 6 for a perceiver and 2 for an MLP.
             grids: Permitted canvases as (rows, cols) of tiles; order breaks ties.
             tile_grouping: As in `XGenMMConfig`.
             dtype: Precision of the result; `"auto"` is the narrowest that holds both parts without rounding.
@@ -393,6 +394,7 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMix
         from .assembly import AssemblySettings, model_from_parts
 
         settings = AssemblySettings(
+            connector=connector,
             num_latents=num_latents,
             resampler_layers=resampler_layers,
             grids=grids,

@@ -104,7 +104,7 @@ def _from_config(directory: Path) -> dict[str, Any]:
     vision, resampler, text = config.vision_config, config.resampler_config, config.text_config
     parts: dict[str, Scalar] = {
         "Vision tower": f"{_layers(vision)}, {config.tile_size}-pixel tiles, patches of {vision.patch_size} pixels",
-        "Connector": f"{_layers(resampler)}, {resampler.num_latents} tokens per tile",
+        "Connector": f"{_layers(resampler)}, {config.tokens_per_group} tokens per tile",
         "Language model": f"{_layers(text)}, {text.max_position_embeddings:,} tokens of context",
     }
     num_parameters = _count_parameters(directory)
@@ -114,7 +114,8 @@ def _from_config(directory: Path) -> dict[str, Any]:
 
 
 def _layers(config: Any) -> str:
-    return f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"
+    layers = f"{config.num_hidden_layers} layers of " if hasattr(config, "num_hidden_layers") else ""
+    return f"{config.model_type}, {layers}width {config.hidden_size}"
 
 
 def _count_parameters(directory: Path) -> int:

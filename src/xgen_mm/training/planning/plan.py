@@ -12,7 +12,7 @@ from ...errors import XGenMMError
 from ..recipe import Recipe
 from ..starting_point import checkpoint_of, load_processor, load_start_config, set_pictures
 from .flops import StepFlops, TrainedParts, forward_cost, step_flops
-from .kept_activations import Adapters, Arithmetic, Kept, kept_by_language_model, kept_by_resampler, kept_by_tower
+from .kept_activations import Adapters, Arithmetic, Kept, kept_by_connector, kept_by_language_model, kept_by_tower
 from .measured_data import NUM_SAMPLES, DataFigures, measure_data
 from .part_sizes import build_on_meta, part_sizes
 from .plan_warnings import collect_warnings
@@ -263,7 +263,7 @@ def _kept(
     if data.device_tiles and ("resampler" in section.trainable or is_tower_trained):
         groups = data.device_tiles
         cells = config.cells_per_tile**2
-        kept.append(kept_by_resampler(config.resampler_config, groups=groups, cells=cells, arithmetic=arithmetic))
+        kept.append(kept_by_connector(config.resampler_config, groups=groups, cells=cells, arithmetic=arithmetic))
     if data.device_tiles and is_tower_trained:
         kept.append(kept_by_tower(config.vision_config, tiles=data.device_tiles, arithmetic=arithmetic))
     return kept
