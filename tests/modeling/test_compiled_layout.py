@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def check_one_graph(
     refused: Sequence[tuple[dict[str, torch.Tensor], str]] = (),
 ) -> None:
     counter = CompileCounter()
-    compiled = torch.compile(model.forward, backend=counter, fullgraph=True, dynamic=False)
+    compiled: Any = torch.compile(model.forward, backend=counter, fullgraph=True, dynamic=False)
     for batch in batches:
         torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits, atol=1e-5, rtol=1e-5)
     for batch, message in refused:
