@@ -22,6 +22,7 @@ from transformers.utils import TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from ..errors import PlaceholderMismatchError
+from .compiled_layout import compiled_layout
 from .configuration_xgen_mm import RELEASED_GRIDS, XGenMMConfig
 from .next_token_loss import next_token_loss
 from .output_layer import IGNORED_LABEL, XGenMMOutputLayer
@@ -53,10 +54,11 @@ class XGenMMModelOutputWithPast(BaseModelOutputWithPast):
     """Output of `XGenMMModel`: fields of the host's class, and those below.
 
     Attributes:
-        image_hidden_states: Image tokens of all images, shape (image_tokens, hidden_size), if there were images.
+        image_hidden_states: Image tokens of all images, shape (image_tokens, hidden_size), if there were images. In a
+            compiled graph those of filler tiles follow.
         image_outputs: As outputs of the host's models have it since transformers 5.24: `pooler_output` with one
-            (image_tokens, hidden_size) tensor per image, and what was asked for of the vision tower's layers. It is no
-            field, so that whatever walks over the fields meets the same tokens once.
+            (image_tokens, hidden_size) tensor per image, and what was asked for of the vision tower; `None` in a
+            compiled graph. It is no field, so that whatever walks over the fields meets the same tokens once.
     """
 
     image_hidden_states: torch.Tensor | None = None
@@ -68,10 +70,11 @@ class XGenMMCausalLMOutputWithPast(CausalLMOutputWithPast):
     """Output of `XGenMMForConditionalGeneration`: fields of the host's class, and those below.
 
     Attributes:
-        image_hidden_states: Image tokens of all images, shape (image_tokens, hidden_size), if there were images.
+        image_hidden_states: Image tokens of all images, shape (image_tokens, hidden_size), if there were images. In a
+            compiled graph those of filler tiles follow.
         image_outputs: As outputs of the host's models have it since transformers 5.24: `pooler_output` with one
-            (image_tokens, hidden_size) tensor per image, and what was asked for of the vision tower's layers. It is no
-            field, so that whatever walks over the fields meets the same tokens once.
+            (image_tokens, hidden_size) tensor per image, and what was asked for of the vision tower; `None` in a
+            compiled graph. It is no field, so that whatever walks over the fields meets the same tokens once.
     """
 
     image_hidden_states: torch.Tensor | None = None
@@ -200,9 +203,16 @@ class XGenMMModel(XGenMMPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
         image_outputs = (mm_encoder_outputs or {}).get("image")
-        if image_outputs is None and pixel_values is not None and len(pixel_values) > 0:
-            image_outputs = self.get_image_features(pixel_values, image_sizes, return_dict=True)
         image_features = None
+        if image_outputs is None and pixel_values is not None and len(pixel_values) > 0:
+            if self._compiles_layout(image_sizes):
+                image_features, num_tokens = self._compiled_image_tokens(pixel_values, image_sizes)
+                image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
+                mask = self._is_placeholder(input_ids, inputs_embeds).unsqueeze(-1)
+                torch._assert_async(mask.sum() == num_tokens, "Image features and image tokens do not match.")
+                inputs_embeds = write_image_tokens(inputs_embeds, image_features, is_placeholder=mask)
+            else:
+                image_outputs = self.get_image_features(pixel_values, image_sizes, return_dict=True)
         if image_outputs is not None:
             image_tokens = image_outputs.pooler_output
             if image_tokens is None:
@@ -236,6 +246,27 @@ class XGenMMModel(XGenMMPreTrainedModel):
         found.image_outputs = image_outputs
         return found
 
+    def _compiles_layout(self, image_sizes: Any) -> bool:
+        """Whether a graph is being compiled that is to serve images of all sizes.
+
+        Exporters write sizes out as constants, and patches that are left out change shapes.
+        """
+        is_compiling = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+        return is_compiling and isinstance(image_sizes, torch.Tensor) and not self.config.drop_padded_patches
+
+    def _compiled_image_tokens(
+        self, pixel_values: torch.Tensor, image_sizes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image tokens of all images, those of filler at the end, and how many are no filler."""
+        num_tiles = tuple(pixel_values.shape[:-3])
+        layout = compiled_layout(image_sizes, num_tiles, self.config)
+        torch._assert_async(layout.fits, "`pixel_values` holds other tiles than `image_sizes` asks for.")
+        features = self._encode_tiles(pixel_values.flatten(0, -4), layout.tiles).last_hidden_state
+        # (groups, num_latents, hidden_size)
+        tokens = self._resample(features, layout.tiles)
+        order = (~layout.is_real).long().argsort(stable=True)
+        return tokens.index_select(0, order.to(tokens.device)).flatten(0, 1), layout.is_real.sum() * tokens.shape[1]
+
     def _is_placeholder(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """Bool, shape (batch, sequence)."""
         token_id = self.config.image_token_id
@@ -244,14 +275,14 @@ class XGenMMModel(XGenMMPreTrainedModel):
         token = torch.tensor(token_id, dtype=torch.long, device=inputs_embeds.device)
         return (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
 
-    @cached_property
-    def _num_cells(self) -> int:
-        """Cells per tile, which the tower's weights fix: read from the configuration once."""
-        return self.config.cells_per_tile**2
+    def _read_feature_size(self) -> tuple[int, int]:
+        """Cells per tile, and values per cell."""
+        return self.config.cells_per_tile**2, self.config.resampler_config.hidden_size
 
     @cached_property
-    def _vision_width(self) -> int:
-        return self.config.resampler_config.hidden_size
+    def _feature_size(self) -> tuple[int, int]:
+        """What the tower's weights fix: read from the configuration once."""
+        return self._read_feature_size()
 
     def _layout(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None) -> TileLayout:
         if pixel_values.dim() not in (4, 5):
@@ -279,8 +310,9 @@ class XGenMMModel(XGenMMPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """Tower features of all tiles, in as few calls as memory allows."""
         tiles = tiles.to(self.vision_tower.dtype)
-        num_cells = self._num_cells
-        size = self._call_size(tiles.device, num_values=num_cells * self._vision_width)
+        # A compiler cannot enter the lock of a cached property, and reads the configuration when it compiles alone.
+        num_cells, width = self._read_feature_size() if torch.compiler.is_compiling() else self._feature_size
+        size = self._call_size(tiles.device, num_values=num_cells * width)
         with self._tower_graph(tiles):
             if self.config.drop_padded_patches and layout.patch_attention_mask is not None:
                 is_content = layout.patch_attention_mask

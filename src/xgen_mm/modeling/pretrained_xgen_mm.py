@@ -56,6 +56,8 @@ class XGenMMPreTrainedModel(PreTrainedModel):
                 f"{config.model_type!r}. `AutoModelForImageTextToText` finds the class that belongs to a checkpoint."
             )
         super().__init__(config, *args, **kwargs)
+        # How many patches are left out differs from image to image, and so do shapes.
+        self._can_compile_fullgraph = type(self)._can_compile_fullgraph and not config.drop_padded_patches
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:

@@ -41,6 +41,8 @@ class XGenMMV1Model(XGenMMModel):
 
     config: XGenMMV1Config
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [UNUSED_RELEASED_WEIGHTS]
+    # Decoding is one graph; the prompt as it was written, which the resampler reads, has another length for each one.
+    _can_compile_fullgraph = False
 
     def __init__(self, config: XGenMMV1Config) -> None:
         """Build the three parts from their sub-configurations."""
@@ -205,6 +207,7 @@ class XGenMMV1ForConditionalGeneration(XGenMMForConditionalGeneration):
 
     config: XGenMMV1Config
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [UNUSED_RELEASED_WEIGHTS]
+    _can_compile_fullgraph = False
 
     def __init__(self, config: XGenMMV1Config) -> None:
         """Build the model and its output layer (`lm_head_bias` says whether that has a bias)."""
