@@ -145,10 +145,19 @@ def load_model(name: str, *, device: str, dtype: str) -> LoadedModel:
     try:
         with reading_checkpoint(name):
             processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-            model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, trust_remote_code=False)
+            model, found = AutoModelForImageTextToText.from_pretrained(
+                name, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            )
     except (OSError, ValueError) as error:
         reason = _FOREIGN_CODE if "trust_remote_code" in str(error) else one_line(error)
         raise UserError(f"cannot load `{name}`: {reason}") from error
+    missing = sorted(found["missing_keys"])
+    if missing:
+        # The host fills them with random numbers, and such a model answers all the same.
+        raise UserError(
+            f"`{name}` lacks {len(missing)} weights that its `config.json` asks for, such as `{missing[0]}`. Its "
+            "files are damaged or do not belong together; copy or download them again."
+        )
     return LoadedModel(model=model.to(target).eval(), processor=processor, name=name)
 
 
