@@ -88,7 +88,8 @@ def load_merged_model(source: str | os.PathLike[str], *, revision: str | None = 
         **options: Arguments of `from_pretrained`. Quantized or divided weights take no adapter.
 
     Raises:
-        XGenMMError: If it is damaged or of another architecture, an adapter's base is missing, or `peft` is.
+        XGenMMError: If it is damaged, lacks weights or is of another architecture, an adapter's base is missing, or
+            `peft` is.
         OSError: If something cannot be read.
     """
     from transformers import AutoModelForImageTextToText
@@ -96,8 +97,15 @@ def load_merged_model(source: str | os.PathLike[str], *, revision: str | None = 
     chain = _chain(source, revision=revision)
     base, base_revision = whole_checkpoint(source, revision=revision)
     with reading_checkpoint(base):
-        model = AutoModelForImageTextToText.from_pretrained(
-            base, revision=base_revision, trust_remote_code=False, **options
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            base, revision=base_revision, trust_remote_code=False, output_loading_info=True, **options
+        )
+    missing = sorted(found["missing_keys"])
+    if missing:
+        # The host fills them with random numbers, and such a model answers all the same.
+        raise XGenMMError(
+            f"`{base}` lacks {len(missing)} weights that its `config.json` asks for, such as `{missing[0]}`. Its files "
+            "are damaged or do not belong together; copy or download them again."
         )
     for adapter in reversed(chain[:-1]):
         own_revision = revision if adapter == str(source) else None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from xgen_mm.cli.answering import CallbackStreamer, Sampling, answer, encode_chat
 from xgen_mm.cli.console import UserError
@@ -257,3 +258,16 @@ def test_commands_take_a_checkpoint_whose_name_is_no_text(
         captured = capsys.readouterr()
         (captured.out + captured.err).encode("utf-8")
         assert status == 0, captured.err
+
+
+def test_generate_checkpoint_that_lacks_weights_does_not_answer(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    weights = load_file(broken / "model.safetensors")
+    lost = next(name for name in weights if "vision_tower" in name)
+    del weights[lost]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    assert main(["generate", "hi", "--model", str(broken)]) == 2
+    assert f"`{broken}` lacks 1 weights that its `config.json` asks for, such as `{lost}`" in capsys.readouterr().err
