@@ -104,8 +104,8 @@ def load_merged_model(source: str | os.PathLike[str], *, revision: str | None = 
     if missing:
         # The host fills them with random numbers, and such a model answers all the same.
         raise XGenMMError(
-            f"`{base}` lacks {len(missing)} weights that its `config.json` asks for, such as `{missing[0]}`. Its files "
-            "are damaged or do not belong together; copy or download them again."
+            f"`{base}` lacks {len(missing)} weights that its `config.json` asks for, such as `{missing[0]}`. Its "
+            "files are damaged or do not belong together; copy or download them again."
         )
     for adapter in reversed(chain[:-1]):
         own_revision = revision if adapter == str(source) else None
