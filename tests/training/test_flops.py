@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.modeling_outputs import BaseModelOutput
 
 from tests.picture_batch import make_batch
 from xgen_mm import XGenMMConfig, XGenMMForConditionalGeneration, XGenMMProcessor
+from xgen_mm.errors import XGenMMError
 from xgen_mm.training.planning.flops import (
     BatchCounts,
     TrainedParts,
@@ -21,6 +24,7 @@ from xgen_mm.training.planning.flops import (
     step_flops,
     trained_parts,
 )
+from xgen_mm.training.planning.kept_activations import Arithmetic, kept_by_connector
 from xgen_mm.training.planning.peak_speed import device_peak, measure_matmul, published_peak
 
 TERA = 1e12
@@ -204,3 +208,40 @@ def counts_of_full_squares(batch: dict[str, torch.Tensor], config: Any) -> Batch
     labelled = int((batch["labels"][:, 1:] != -100).sum())
     text = BatchCounts(sequences=rows, tokens=rows * length, pairs=rows * length**2, labelled=labelled)
     return text + count_pictures(batch, config)
+
+
+class Averager(nn.Module):
+    """A connector that is none of ours: an average of neighbouring cells and two layers."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.dtype = torch.float32
+        self.up, self.down = nn.Linear(config.hidden_size, 96), nn.Linear(96, config.output_size)
+
+    def forward(self, features: torch.Tensor, mask: Any = None, return_dict: bool = True) -> BaseModelOutput:
+        means = features.unflatten(1, (self.config.num_latents, -1)).mean(2)
+        return BaseModelOutput(last_hidden_state=self.down(self.up(means).relu()))
+
+
+def test_connector_of_another_kind_is_counted_from_its_own_layers(tiny_model: XGenMMForConditionalGeneration) -> None:
+    config = tiny_model.config.resampler_config
+    tiny_model.model.resampler = Averager(config)
+    cost = forward_cost(tiny_model)
+    assert cost.group == 2 * config.num_latents * 96 * (config.hidden_size + config.output_size)
+    assert cost.cell == 0
+
+
+def test_memory_of_a_connector_of_another_kind_is_what_autograd_saves(tiny_config: XGenMMConfig) -> None:
+    config = tiny_config.resampler_config
+    arithmetic = Arithmetic(dtype=torch.float32)
+    kept = kept_by_connector(Averager, config, groups=3, cells=16, width=config.hidden_size, arithmetic=arithmetic)
+    # Means for the first layer, its output for the ReLU's derivative and for the second layer.
+    latents = 3 * config.num_latents
+    assert kept.peak(checkpointing=True) == kept.whole == 4 * latents * (config.hidden_size + 96)
+
+
+def test_connector_that_cannot_be_counted_is_named(tiny_model: XGenMMForConditionalGeneration) -> None:
+    tiny_model.model.resampler = nn.Linear(2, 2)
+    with pytest.raises(XGenMMError, match="the connector `Linear` is none of this package"):
+        forward_cost(tiny_model)

@@ -14,6 +14,7 @@ import yaml
 
 from ..sections import load_yaml
 from ..weight_files import read_raw_header
+from .image_texts import IMAGE_SUFFIXES, image_texts
 from .secret_patterns import SECRETS, kinds_of_secrets, names_a_secret
 
 TEXT_SUFFIXES = (".json", ".md", ".txt", ".jinja", ".py", ".svg")
@@ -49,6 +50,8 @@ def scan_file(directory: Path, name: str, *, secrets: tuple[str, ...] = ()) -> l
     if name.endswith(".safetensors"):
         header = json.loads(read_raw_header(path).text)
         return _unique(_scan_values(directory, name, header.get("__metadata__") or {}, secrets, ("metadata",)))
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return _scan_image(directory, name, secrets)
     if path.suffix.lower() not in TEXT_SUFFIXES and path.name not in TEXT_NAMES:
         return []
     try:
@@ -70,6 +73,16 @@ def scan_file(directory: Path, name: str, *, secrets: tuple[str, ...] = ()) -> l
         return [f"{name} is nested too deeply to be searched; it is none of a checkpoint's own files, remove it."]
     # The text as a whole also holds vocabularies and keys.
     return _unique(by_key) or _unique(_scan_secrets(name, text, secrets))
+
+
+def _scan_image(directory: Path, name: str, secrets: tuple[str, ...]) -> list[str]:
+    text = image_texts(directory / name)
+    findings = [
+        f"{name}: {kind} in the metadata of the image; {_SECRET_REMEDY}." for kind in _secrets_in(text, secrets)
+    ]
+    if _mentions_path(directory, text):
+        findings.append(f"{name}: a path of this computer in the metadata of the image; save it without metadata.")
+    return findings
 
 
 def _scan_text(directory: Path, name: str, text: str) -> Iterator[str]:

@@ -13,8 +13,12 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ...anyres import canvas_grid, content_cells
+from ...errors import XGenMMError
+from ...modeling.resampler import XGenMMPerceiverResampler
+from ...v1.resampler_v1 import XGenMMV1PerceiverResampler
 
 Inputs: TypeAlias = dict[str, Any]
 
@@ -146,7 +150,7 @@ def forward_cost(model: nn.Module) -> ForwardCost:
     """
     inner = find_model(model)
     config = inner.config
-    vision, resampler, text = config.vision_config, config.resampler_config, config.text_config
+    vision, text = config.vision_config, config.text_config
     patches = config.cells_per_tile**2
     tower = dict(_matrices(inner.vision_tower))
     patch_embedding = sum(size for name, size in tower.items() if "patch_embedding" in name)
@@ -154,25 +158,61 @@ def forward_cost(model: nn.Module) -> ForwardCost:
     positions = patches + int(any("class_embedding" in name for name, _ in inner.vision_tower.named_parameters()))
     scores = 4 * positions**2 * vision.hidden_size * vision.num_hidden_layers
 
-    reader = dict(_matrices(inner.resampler))
-    key_value = sum(size for name, size in reader.items() if name.endswith(("k_proj", "v_proj")))
-    latents = resampler.num_latents
-    # Keys and values are made of the cells and of the latents, everything else of the latents alone.
-    per_query = 4 * resampler.num_attention_heads * resampler.head_dim * resampler.num_hidden_layers
-
+    group, cell = _resampler_cost(inner) if is_perceiver(inner.resampler) else _connector_cost(inner, patches)
     body = dict(_matrices(inner.language_model))
     adapters = sum(size for name, size in body.items() if _ADAPTER in f".{name}")
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ForwardCost(
         tile=2 * tower_weights * positions + scores,
         patches=2 * patch_embedding * patches,
-        group=2 * sum(reader.values()) * latents + per_query * latents**2,
-        cell=2 * key_value + per_query * latents,
+        group=group,
+        cell=cell,
         token=2 * (sum(body.values()) - adapters),
         pair=4 * text.num_attention_heads * head_dim * text.num_hidden_layers,
         label=2 * text.vocab_size * text.hidden_size,
         adapter_token=2 * adapters,
     )
+
+
+def is_perceiver(connector: nn.Module) -> bool:
+    """Whether a connector is a perceiver of this package, or a wrapper around one; else its layers are unknown."""
+    known = (XGenMMPerceiverResampler, XGenMMV1PerceiverResampler)
+    return any(isinstance(module, known) for module in connector.modules())
+
+
+def _resampler_cost(inner: Any) -> tuple[float, float]:
+    """FLOPs of a perceiver per group and per cell of it."""
+    resampler = inner.config.resampler_config
+    reader = dict(_matrices(inner.resampler))
+    key_value = sum(size for name, size in reader.items() if name.endswith(("k_proj", "v_proj")))
+    latents = resampler.num_latents
+    # Keys and values are made of the cells and of the latents, everything else of the latents alone.
+    per_query = 4 * resampler.num_attention_heads * resampler.head_dim * resampler.num_hidden_layers
+    return 2 * sum(reader.values()) * latents + per_query * latents**2, 2 * key_value + per_query * latents
+
+
+def _connector_cost(inner: Any, cells: int) -> tuple[float, float]:
+    """FLOPs of a connector that is not of this package, per group and cell, from a forward pass without memory.
+
+    Raises:
+        XGenMMError: If the connector cannot be built from its configuration and run alone.
+    """
+    # PEFT keeps the original beside a trained copy.
+    connector = getattr(inner.resampler, "original_module", inner.resampler)
+    try:
+        with torch.device("meta"):
+            copy = type(connector)(connector.config)
+            features = torch.empty(1, cells, inner.config.vision_config.hidden_size, dtype=copy.dtype)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            copy(features, None, return_dict=True)
+    except Exception as error:
+        raise XGenMMError(
+            f"the connector `{type(connector).__name__}` is none of this package and its arithmetic cannot be counted "
+            f"({' '.join(str(error).split())}); it has to be built from its configuration alone and take "
+            "`(features, mask, return_dict=True)`."
+        ) from error
+    # Groups are tiles here, all of `cells` cells.
+    return float(counter.get_total_flops()), 0.0
 
 
 def find_model(model: nn.Module) -> Any:

@@ -164,6 +164,34 @@ def kept_by_resampler(config: Any, *, groups: int, cells: int, arithmetic: Arith
     return _measure(build, config.num_hidden_layers, layer_input=layer_input, arithmetic=arithmetic)
 
 
+def kept_by_connector(
+    connector: type[nn.Module], config: Any, *, groups: int, cells: int, width: int, arithmetic: Arithmetic
+) -> Kept:
+    """What a trained connector that is not of this package keeps; nothing of it is taken to be recomputed.
+
+    Args:
+        connector: Its class, built from `config` alone.
+        config: Its configuration.
+        groups: Groups of cells at once.
+        cells: Cells of each.
+        width: Width of the tower's features.
+        arithmetic: How it computes.
+    """
+
+    def build(_: int) -> tuple[nn.Module, Forward]:
+        previous = torch.get_default_dtype()
+        torch.set_default_dtype(arithmetic.dtype)
+        try:
+            model = connector(config)
+        finally:
+            torch.set_default_dtype(previous)
+        features = torch.empty((groups, cells, width), dtype=arithmetic.dtype)
+        return model.train(), lambda: model(features, None, return_dict=True)
+
+    whole = _saved_bytes(build, 1, arithmetic=arithmetic, ignored=None)
+    return Kept(whole=whole, layer=0, layer_input=0, num_layers=1)
+
+
 def kept_by_tower(config: Any, *, tiles: int, arithmetic: Arithmetic) -> Kept:
     """What a trained vision tower keeps; a frozen one keeps nothing.
 

@@ -11,8 +11,16 @@ from ...checkpoint_config import reading_checkpoint
 from ...errors import XGenMMError
 from ..recipe import Recipe
 from ..starting_point import checkpoint_of, load_processor, load_start_config, set_pictures
-from .flops import StepFlops, TrainedParts, forward_cost, step_flops
-from .kept_activations import Adapters, Arithmetic, Kept, kept_by_language_model, kept_by_resampler, kept_by_tower
+from .flops import StepFlops, TrainedParts, forward_cost, is_perceiver, step_flops
+from .kept_activations import (
+    Adapters,
+    Arithmetic,
+    Kept,
+    kept_by_connector,
+    kept_by_language_model,
+    kept_by_resampler,
+    kept_by_tower,
+)
 from .measured_data import NUM_SAMPLES, DataFigures, measure_data
 from .part_sizes import build_on_meta, part_sizes
 from .plan_warnings import collect_warnings
@@ -113,7 +121,7 @@ def make_plan(
             checkpointing=recipe.model.gradient_checkpointing,
         )
         flops = _with_adapters(flops, recipe, parts, data)
-    memory = [] if data is None else _memory(recipe, config, parts, data=data, pattern=pattern, world_size=world_size)
+    memory = [] if data is None else _memory(recipe, model, parts, data=data, pattern=pattern, world_size=world_size)
     if device_memory is None and torch.cuda.is_available():
         device_memory = torch.cuda.get_device_properties(0).total_memory
     warmup = _warmup(recipe, steps)
@@ -191,16 +199,16 @@ def _warmup(recipe: Recipe, steps: int | None) -> int | None:
 
 def _memory(
     recipe: Recipe,
-    config: Any,
+    model: Any,
     parts: list[PartSize],
     *,
     data: DataFigures,
     pattern: str | None,
     world_size: int,
 ) -> list[MemoryEstimate]:
-    section = recipe.model
+    section, config = recipe.model, model.config
     arithmetic = _arithmetic(recipe)
-    kept = _kept(recipe, config, data=data, pattern=pattern, arithmetic=arithmetic)
+    kept = _kept(recipe, model, data=data, pattern=pattern, arithmetic=arithmetic)
     merged = 2.0 * data.device_rows * data.device_length * config.text_config.hidden_size * arithmetic.width
     activations = activation_bytes(kept, checkpointing=section.gradient_checkpointing, merged=merged)
     labelled = data.step.labelled / max(1.0, data.step.sequences) * data.device_rows
@@ -240,10 +248,8 @@ def _arithmetic(recipe: Recipe) -> Arithmetic:
     return Arithmetic(dtype=dtype, autocast=None if autocast == dtype else autocast, attention=section.attention)
 
 
-def _kept(
-    recipe: Recipe, config: Any, *, data: DataFigures, pattern: str | None, arithmetic: Arithmetic
-) -> list[Kept]:
-    section = recipe.model
+def _kept(recipe: Recipe, model: Any, *, data: DataFigures, pattern: str | None, arithmetic: Arithmetic) -> list[Kept]:
+    section, config = recipe.model, model.config
     kept = [
         kept_by_language_model(
             config.text_config,
@@ -263,7 +269,16 @@ def _kept(
     if data.device_tiles and ("resampler" in section.trainable or is_tower_trained):
         groups = data.device_tiles
         cells = config.cells_per_tile**2
-        kept.append(kept_by_resampler(config.resampler_config, groups=groups, cells=cells, arithmetic=arithmetic))
+        connector, shape = model.model.resampler, config.resampler_config
+        if is_perceiver(connector):
+            kept.append(kept_by_resampler(shape, groups=groups, cells=cells, arithmetic=arithmetic))
+        else:
+            width = config.vision_config.hidden_size
+            kept.append(
+                kept_by_connector(
+                    type(connector), shape, groups=groups, cells=cells, width=width, arithmetic=arithmetic
+                )
+            )
     if data.device_tiles and is_tower_trained:
         kept.append(kept_by_tower(config.vision_config, tiles=data.device_tiles, arithmetic=arithmetic))
     return kept
