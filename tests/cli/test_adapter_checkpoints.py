@@ -222,3 +222,8 @@ def test_verify_names_the_checkpoint_whose_weights_are_damaged(checkpoint: Path,
     (broken / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(XGenMMError, match=r"broken` cannot be loaded.*damaged or do not belong together"):
         load_verified_model(broken)
+
+
+def test_convert_sends_adapters_to_export(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(adapter), str(tmp_path / "out")]) != 0
+    assert f"`xgen-mm export --model {adapter} DIR` merges it" in capsys.readouterr().err

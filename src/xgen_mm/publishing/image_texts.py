@@ -9,7 +9,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 MAX_TEXT_BYTES = 4_000_000
 _MAX_PARTS = 10_000
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-_PIXELS = frozenset({b"IDAT", b"fdAT", b"VP8 ", b"VP8L", b"ALPH", b"ANMF"})
+_PIXELS = frozenset({b"IDAT", b"fdAT", b"VP8 ", b"VP8L", b"ANMF"})
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 
 
