@@ -53,7 +53,7 @@ def load_yaml(text: str) -> Any:
         yaml.YAMLError: If it is no YAML, is nested too deeply, refers to itself, or stands for too many values.
     """
     try:
-        return yaml.load(text, Loader=_BoundedLoader)
+        return yaml.load(text, Loader=BoundedLoader)
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         # Dates and numbers that look like ones.
         raise yaml.YAMLError(f"a value cannot be read: {error}") from error
@@ -81,15 +81,21 @@ def shown(value: object) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
-class _BoundedLoader(yaml.SafeLoader):
-    """Counts values as if every alias were written out."""
+class BoundedLoader(yaml.SafeLoader):
+    """Refuses deep nesting and aliases of aliases: counts values as if every alias were written out."""
 
     def __init__(self, stream: Any) -> None:
+        """Begin to count; see `yaml.SafeLoader`."""
         super().__init__(stream)
         self._depth = 0
         self._sizes: dict[int, int] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """One value with all that it holds.
+
+        Raises:
+            yaml.composer.ComposerError: If it is nested too deeply, refers to itself, or stands for too many values.
+        """
         is_alias = self.check_event(yaml.AliasEvent)
         mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         self._depth += 1

@@ -11,6 +11,7 @@ import torch
 
 from xgen_mm.adapters import load_merged_model, load_merged_processor, warn_if_language_model_is_left_out
 from xgen_mm.cli.main import main
+from xgen_mm.conversion.verify_checkpoint import load_model as load_verified_model
 from xgen_mm.errors import XGenMMError
 from xgen_mm.evaluation.harness.loading import load_adapter
 
@@ -211,3 +212,18 @@ def test_damaged_adapter_weights_are_one_line(adapter: Path, tmp_path: Path) -> 
     (broken / "adapter_model.safetensors").write_bytes(b"\0" * 64)
     with pytest.raises(XGenMMError, match="broken` cannot be loaded"):
         load_merged_model(broken)
+
+
+def test_verify_names_the_checkpoint_whose_weights_are_damaged(checkpoint: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    config = json.loads((broken / "config.json").read_text(encoding="utf-8"))
+    config["vision_config"]["intermediate_size"] += 2
+    (broken / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(XGenMMError, match=r"broken` cannot be loaded.*damaged or do not belong together"):
+        load_verified_model(broken)
+
+
+def test_convert_sends_adapters_to_export(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(adapter), str(tmp_path / "out")]) != 0
+    assert f"`xgen-mm export --model {adapter} DIR` merges it" in capsys.readouterr().err

@@ -228,3 +228,16 @@ def test_data_command_is_imported_without_torch() -> None:
     code = "import sys, xgen_mm.cli.data; print(sorted(sys.modules.keys() & {'datasets', 'torch', 'transformers'}))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged", "no-turns"])
+def test_data_check_of_broken_rows_alone_fails(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 40)
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
+    row = {"id": "1", "image": f"{damage}.png", "conversations": [] if damage == "no-turns" else turns}
+    (tmp_path / "rows.json").write_text(json.dumps([row, row]), encoding="utf-8")
+    command = ["data", "check", str(tmp_path / "rows.json"), "--format", "llava_json"]
+    assert entry.main(command) == 1
+    assert "Rows       2, 2 of them broken" in capsys.readouterr().out

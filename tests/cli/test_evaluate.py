@@ -9,6 +9,7 @@ import pytest
 
 from tests.evaluation.benchmark_rows import ROWS, stored, write_rows
 from xgen_mm.cli import main as entry
+from xgen_mm.cli.evaluate import data_option
 from xgen_mm.evaluation import runner
 from xgen_mm.evaluation.results import read_results
 
@@ -221,3 +222,11 @@ def test_evaluate_pictures_of_odd_shapes_reach_the_model(
     arguments += ["--max-new-tokens", "4"]
     run(capsys, *arguments, "--output", str(tmp_path / "run"))
     assert read_results(tmp_path / "run")["tasks"]["ocrbench"]["num_errors"] == 0
+
+
+@pytest.mark.parametrize("written", ["~/my rows", "file://{home}/my%20rows"])
+def test_data_of_a_task_may_be_written_with_a_tilde_or_as_an_address_of_a_file(
+    written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert data_option(f"gqa={written.format(home=tmp_path)}") == ("gqa", tmp_path / "my rows")

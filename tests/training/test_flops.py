@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.picture_batch import make_batch
 from xgen_mm import XGenMMConfig, XGenMMForConditionalGeneration, XGenMMProcessor
+from xgen_mm.errors import XGenMMError
 from xgen_mm.training.planning.flops import (
     BatchCounts,
     TrainedParts,
@@ -21,6 +22,7 @@ from xgen_mm.training.planning.flops import (
     step_flops,
     trained_parts,
 )
+from xgen_mm.training.planning.kept_activations import Arithmetic, kept_by_connector
 from xgen_mm.training.planning.peak_speed import device_peak, measure_matmul, published_peak
 
 TERA = 1e12
@@ -204,3 +206,23 @@ def counts_of_full_squares(batch: dict[str, torch.Tensor], config: Any) -> Batch
     labelled = int((batch["labels"][:, 1:] != -100).sum())
     text = BatchCounts(sequences=rows, tokens=rows * length, pairs=rows * length**2, labelled=labelled)
     return text + count_pictures(batch, config)
+
+
+def test_connector_of_another_kind_is_counted_from_its_own_layers(tiny_config: XGenMMConfig) -> None:
+    config = XGenMMConfig(
+        **(tiny_config.to_dict() | {"resampler_config": {"model_type": "xgenmm_mlp"}, "tile_grouping": "tile"})
+    )
+    width, out = config.resampler_config.hidden_size, config.resampler_config.output_size
+    cost = forward_cost(XGenMMForConditionalGeneration(config))
+    assert (cost.group, cost.cell) == (0, 2 * (width * out + out * out))
+    # Features for the first layer, its output for the derivative of GELU, and that of GELU for the second layer.
+    kept = kept_by_connector(config.resampler_config, groups=3, cells=16, arithmetic=Arithmetic(dtype=torch.float32))
+    assert kept.peak(checkpointing=True) == kept.whole == 4 * 3 * 16 * (width + 2 * out)
+
+
+def test_connector_that_cannot_be_counted_is_named(
+    tiny_model: XGenMMForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(tiny_model.model.resampler), "forward", lambda *_args, **_kwargs: 1 / 0)
+    with pytest.raises(XGenMMError, match="the arithmetic of the connector `xgenmm_resampler` cannot be counted"):
+        forward_cost(tiny_model)

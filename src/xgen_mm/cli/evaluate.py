@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import UserError, log, one_line, print_json, print_text
+from .console import UserError, local_path, log, one_line, print_json, print_text
 from .data import positive_number
 from .generate import add_model_arguments
 
@@ -128,7 +128,7 @@ def data_option(text: str) -> tuple[str, Path]:
     name, separator, path = text.partition("=")
     if not separator or not name or not path:
         raise argparse.ArgumentTypeError(f"{text!r} names no data; write TASK=PATH")
-    return name, Path(path).expanduser()
+    return name, Path(local_path(path))
 
 
 def example_count(text: str) -> int:

@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare `--model`, `--device` and `--dtype`."""
     parser.add_argument(
-        "--model", metavar="DIR|ID", help="checkpoint directory or Hub id (default: the small packaged model)"
+        "--model",
+        metavar="DIR|ID",
+        help="checkpoint or LoRA adapter: directory or Hub id (default: the small packaged model)",
     )
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument(

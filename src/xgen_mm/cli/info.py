@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="MODEL",
         nargs="?",
-        help="checkpoint directory or Hub id (default: the small packaged model)",
+        help="checkpoint or LoRA adapter: directory or Hub id (default: the small packaged model)",
     )
     parser.add_argument(
         "--preset", metavar="NAME", help="a published model by name instead of MODEL; a wrong name lists them"

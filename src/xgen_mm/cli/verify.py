@@ -18,7 +18,7 @@ EXIT_DIFFERENT = 1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `verify`."""
-    parser.add_argument("first", metavar="A", help="checkpoint: directory or Hub id")
+    parser.add_argument("first", metavar="A", help="checkpoint or LoRA adapter: directory or Hub id")
     parser.add_argument("second", metavar="B", nargs="?", help="checkpoint to compare with")
     parser.add_argument("--golden", metavar="DIR", type=Path, help="recorded cases to compare with instead of B")
     parser.add_argument(

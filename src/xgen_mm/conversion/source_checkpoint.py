@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..adapters import ADAPTER_CONFIG
 from ..checkpoint_config import CONFIG_NAME, load_config
 from ..errors import ConversionError
 from ..modeling.configuration_xgen_mm import XGenMMConfig
@@ -66,6 +67,11 @@ def open_source(path: Path) -> SourceCheckpoint:
     if is_pickle:
         tensors, wrapper = list_pickle(path)
     else:
+        if (path / ADAPTER_CONFIG).is_file() and not (path / CONFIG_NAME).is_file():
+            raise ConversionError(
+                f"`{path}` is an adapter without its model; `xgen-mm export --model {path} DIR` merges it "
+                "into its base."
+            )
         tensors = list_weights(path)
     prefix = V1_5.prefix if any(name.startswith(V1_5.prefix) for name in tensors) else ""
     strangers = [name for name in tensors if not name.startswith(prefix)]

@@ -12,6 +12,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from ..data.records import Picture
 from ..errors import XGenMMError
+from ..processing.chat_template import break_up_tokens, in_breaking_order
 from .task import MarkerKind, Style, TaskError
 
 # A text, or the index of a picture of the sample.
@@ -20,6 +21,7 @@ Piece: TypeAlias = str | int
 IMAGE_TOKEN, END_OF_CHUNK = "<image>", "<|endofchunk|>"
 # Written by the model's format, so data must not bring them along.
 CONTROL_TOKENS = (IMAGE_TOKEN, "<image placeholder>", END_OF_CHUNK, "<|end|>", "<|endoftext|>")
+_IN_BREAKING_ORDER = in_breaking_order(CONTROL_TOKENS)
 _PLACE = re.compile("\x00([0-9]+)\x00")
 _MARKERS = {"numbered": re.compile(r"<image (\d+)>"), "plain": re.compile(r"<(?:image|img)>()")}
 _PICTURE_NAME = re.compile(r"\S+\.(?:jpe?g|png|webp|gif|bmp)", re.IGNORECASE)
@@ -180,9 +182,7 @@ def format_options(options: Sequence[str]) -> str:
 
 def disarm(text: str) -> str:
     """A text whose control tokens are broken up by a zero-width space, as the chat template does it."""
-    for token in CONTROL_TOKENS:
-        text = text.replace(token, f"{token[:1]}\u200b{token[1:]}")
-    return text
+    return break_up_tokens(text, _IN_BREAKING_ORDER)
 
 
 @functools.cache

@@ -244,7 +244,7 @@ def parse_task(content: Mapping[str, Any], *, where: str) -> Task:
         TaskError: If the prompt is no text, the task has neither a prompt nor demonstrations, or there are too many
             values.
     """
-    check_size(content, where=where)
+    _check_size(content, where=where)
     prompt = content.get("prompt", "")
     if not isinstance(prompt, str):
         raise TaskError(f"`{where}: prompt` is {prompt!r}; expected a text.")
@@ -255,10 +255,10 @@ def parse_task(content: Mapping[str, Any], *, where: str) -> Task:
     return dataclasses.replace(task, prompt=prompt)
 
 
-def check_size(content: Any, *, where: str) -> None:
+def _check_size(content: Any, *, where: str) -> None:
     """Refuse values that would fill the memory or the stack where they are copied or shown.
 
-    In YAML, a value of a few characters may stand for millions that repeat.
+    Files are bounded where they are read (`sections.load_yaml`); these values may come from anywhere.
 
     Raises:
         TaskError: If there are too many, or they are nested too deeply.

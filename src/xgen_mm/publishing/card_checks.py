@@ -12,15 +12,12 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from ..sections import load_yaml
 from .card_facts import CardFacts, ResultTable
 from .card_metadata import DATASET_TYPE, PIPELINE_TAG, eval_results, split_of
-from .secret_patterns import kinds_of_secrets
+from .secret_patterns import PATH_IN_CARD, kinds_of_secrets
 
 # Half of the last printed digit, and a little for the arithmetic.
 TOLERANCE = 0.05 + 1e-9
 LEAKS = {
-    "a path of this machine": re.compile(
-        r"(?<![\w:/.])(?:/(?:home|root|Users|tmp|mnt|media|data|work|workspace|scratch|srv|opt|var|etc|private)/[\w.-]+"
-        r"|~/[\w.-]+|[A-Za-z]:\\\w+)|\bfile://"
-    ),
+    "a path of this machine": PATH_IN_CARD,
     "an unfilled placeholder": re.compile(r"\{\{|\}\}|\{%|More Information Needed|\bTODO\b"),
 }
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -14,7 +14,8 @@ import yaml
 
 from ..sections import load_yaml
 from ..weight_files import read_raw_header
-from .secret_patterns import SECRETS, kinds_of_secrets, names_a_secret
+from .image_texts import IMAGE_SUFFIXES, image_texts
+from .secret_patterns import PATH_IN_TEXT, SECRETS, kinds_of_secrets, names_a_secret
 
 TEXT_SUFFIXES = (".json", ".md", ".txt", ".jinja", ".py", ".svg")
 TEXT_NAMES = ("LICENSE", "NOTICE")
@@ -23,13 +24,7 @@ NAME_KEYS = ("_name_or_path", "base_model_name_or_path", "name_or_path", "base_m
 # Parts of the data of a tokenizer, which may look like anything.
 VOCABULARIES = frozenset({"vocab.json", "vocab.txt", "merges.txt"})
 
-# In running text only paths that are certainly somebody's; a whole value may be any path.
-_PATH_IN_TEXT = re.compile(
-    r"(?<![\w.:/~$}-])/(?:home|Users|root|mnt|tmp|scratch|Volumes|workspace|gpfs|lustre|fsx|nfs|private/var|var/folders)"
-    r"/[\w.-]"
-    r"|\bfile:///\w"
-    r"|(?<![A-Za-z])[A-Za-z]:(?:\\{1,2}|/)(?:Users|Documents and Settings)(?:\\{1,2}|/)",
-)
+# A whole value may be any path.
 _PATH_AS_VALUE = re.compile(r"/[^/\s]+/[^\s].*|~[\w.-]*[/\\].*|[A-Za-z]:[\\/][^\s].*|\\\\\w.*|file://.*", re.DOTALL)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 _FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
@@ -49,6 +44,8 @@ def scan_file(directory: Path, name: str, *, secrets: tuple[str, ...] = ()) -> l
     if name.endswith(".safetensors"):
         header = json.loads(read_raw_header(path).text)
         return _unique(_scan_values(directory, name, header.get("__metadata__") or {}, secrets, ("metadata",)))
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return _scan_image(directory, name, secrets)
     if path.suffix.lower() not in TEXT_SUFFIXES and path.name not in TEXT_NAMES:
         return []
     try:
@@ -70,6 +67,16 @@ def scan_file(directory: Path, name: str, *, secrets: tuple[str, ...] = ()) -> l
         return [f"{name} is nested too deeply to be searched; it is none of a checkpoint's own files, remove it."]
     # The text as a whole also holds vocabularies and keys.
     return _unique(by_key) or _unique(_scan_secrets(name, text, secrets))
+
+
+def _scan_image(directory: Path, name: str, secrets: tuple[str, ...]) -> list[str]:
+    text = image_texts(directory / name)
+    findings = [
+        f"{name}: {kind} in the metadata of the image; {_SECRET_REMEDY}." for kind in _secrets_in(text, secrets)
+    ]
+    if _mentions_path(directory, text):
+        findings.append(f"{name}: a path of this computer in the metadata of the image; save it without metadata.")
+    return findings
 
 
 def _scan_text(directory: Path, name: str, text: str) -> Iterator[str]:
@@ -135,7 +142,7 @@ def _mentions_path(directory: Path, text: str) -> bool:
     # The home directory may be anywhere. The root, or a folder right below it, says nothing about a computer.
     own = [path for path in (directory.absolute(), Path(os.path.expanduser("~"))) if len(path.parts) > 2]
     found = (re.search(rf"(?<![\w.:/-]){re.escape(str(path))}", text) for path in own if str(path) in text)
-    return _PATH_IN_TEXT.search(text) is not None or any(found)
+    return PATH_IN_TEXT.search(text) is not None or any(found)
 
 
 def _is_local_name(directory: Path, value: str) -> bool:

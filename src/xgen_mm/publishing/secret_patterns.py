@@ -1,4 +1,4 @@
-"""What secrets look like: the one table that cards and uploads are searched with."""
+"""What secrets and paths of a computer look like: the one table that cards and uploads are searched with."""
 
 import re
 
@@ -43,6 +43,19 @@ _SECRET_KEY = re.compile(
     r"token|use_auth_token|(?:[\w-]*[_-])?(?:api[_-]?key|password|passwd|secret(?:[_-]?key)?|(?:access|private)[_-]?key"
     r"|(?:hub|hf|auth|access|bearer|refresh|api|github)[_-]?token)|(?-i:[A-Z0-9_]+_TOKEN)",
     re.IGNORECASE,
+)
+
+# In running text only paths that are certainly somebody's.
+PATH_IN_TEXT = re.compile(
+    r"(?<![\w.:/~$}-])/(?:home|Users|root|mnt|tmp|scratch|Volumes|workspace|gpfs|lustre|fsx|nfs|private/var|var/folders)"
+    r"/[\w.-]"
+    r"|\bfile:///\w"
+    r"|(?<![A-Za-z])[A-Za-z]:(?:\\{1,2}|/)(?:Users|Documents and Settings)(?:\\{1,2}|/)",
+)
+# A card has no reason to name any path at all.
+PATH_IN_CARD = re.compile(
+    rf"{PATH_IN_TEXT.pattern}|(?<![\w:/.])(?:/(?:media|data|work|srv|opt|var|etc|private)/[\w.-]+"
+    r"|~/[\w.-]+|[A-Za-z]:\\\w+)|\bfile://"
 )
 
 

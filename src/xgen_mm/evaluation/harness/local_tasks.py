@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ...errors import XGenMMError, one_line
-from ..task import check_size
+from ...sections import BoundedLoader
 
 # Kinds of files that `datasets` reads without a script.
 _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
@@ -52,7 +52,6 @@ def read_task(path: Path) -> dict[str, Any]:
         raise XGenMMError(f"`{path}` cannot be read as a task ({reason}); mend or remove it.") from error
     if not isinstance(content, dict):
         raise XGenMMError(f"`{path}` holds no task; expected a mapping of keys to values.")
-    check_size(content, where=str(path))
     settings: dict[str, Any] = {}
     includes = content.pop("include", [])
     names = [includes] if isinstance(includes, str) else includes
@@ -129,7 +128,7 @@ def _of_split(names: list[str], split: str) -> list[str]:
     return chosen or names
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(BoundedLoader):
     """Reads task files; a function becomes `None`."""
 
 

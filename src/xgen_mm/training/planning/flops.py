@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 from ...anyres import canvas_grid, content_cells
+from ...errors import XGenMMError, one_line
 
 Inputs: TypeAlias = dict[str, Any]
 
@@ -179,16 +180,22 @@ def _connector_cost(config: Any, num_patches: int) -> tuple[float, float]:
     Counted on tensors without memory, for groups of one tile and of four (also a square): a straight line goes through
     both. It is exact for these, and for every group where no two patches are multiplied.
     """
-    with torch.device("meta"):
-        connector = AutoModel.from_config(config, trust_remote_code=False, attn_implementation="eager")
-    # The counter cannot follow weights that want gradients through a pass without them.
-    connector.requires_grad_(False)
     found = []
-    for count in (num_patches, 4 * num_patches):
-        counter = FlopCounterMode(display=False)
-        with counter:
-            connector(torch.empty(1, count, config.hidden_size, device="meta"), None, return_dict=True)
-        found.append(counter.get_total_flops())
+    try:
+        with torch.device("meta"):
+            connector = AutoModel.from_config(config, trust_remote_code=False, attn_implementation="eager")
+        # The counter cannot follow weights that want gradients through a pass without them.
+        connector.requires_grad_(False)
+        for count in (num_patches, 4 * num_patches):
+            counter = FlopCounterMode(display=False)
+            with counter:
+                connector(torch.empty(1, count, config.hidden_size, device="meta"), None, return_dict=True)
+            found.append(counter.get_total_flops())
+    except Exception as error:
+        raise XGenMMError(
+            f"the arithmetic of the connector `{config.model_type}` cannot be counted ({one_line(error)}); it has to "
+            "be built from its configuration alone and take `(features, mask, return_dict=True)`."
+        ) from error
     per_patch = (found[1] - found[0]) / (3 * num_patches)
     return found[0] - per_patch * num_patches, per_patch
 

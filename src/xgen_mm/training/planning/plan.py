@@ -113,7 +113,7 @@ def make_plan(
             checkpointing=recipe.model.gradient_checkpointing,
         )
         flops = _with_adapters(flops, recipe, parts, data)
-    memory = [] if data is None else _memory(recipe, config, parts, data=data, pattern=pattern, world_size=world_size)
+    memory = [] if data is None else _memory(recipe, model, parts, data=data, pattern=pattern, world_size=world_size)
     if device_memory is None and torch.cuda.is_available():
         device_memory = torch.cuda.get_device_properties(0).total_memory
     warmup = _warmup(recipe, steps)
@@ -191,16 +191,16 @@ def _warmup(recipe: Recipe, steps: int | None) -> int | None:
 
 def _memory(
     recipe: Recipe,
-    config: Any,
+    model: Any,
     parts: list[PartSize],
     *,
     data: DataFigures,
     pattern: str | None,
     world_size: int,
 ) -> list[MemoryEstimate]:
-    section = recipe.model
+    section, config = recipe.model, model.config
     arithmetic = _arithmetic(recipe)
-    kept = _kept(recipe, config, data=data, pattern=pattern, arithmetic=arithmetic)
+    kept = _kept(recipe, model, data=data, pattern=pattern, arithmetic=arithmetic)
     merged = 2.0 * data.device_rows * data.device_length * config.text_config.hidden_size * arithmetic.width
     activations = activation_bytes(kept, checkpointing=section.gradient_checkpointing, merged=merged)
     labelled = data.step.labelled / max(1.0, data.step.sequences) * data.device_rows
@@ -240,10 +240,8 @@ def _arithmetic(recipe: Recipe) -> Arithmetic:
     return Arithmetic(dtype=dtype, autocast=None if autocast == dtype else autocast, attention=section.attention)
 
 
-def _kept(
-    recipe: Recipe, config: Any, *, data: DataFigures, pattern: str | None, arithmetic: Arithmetic
-) -> list[Kept]:
-    section = recipe.model
+def _kept(recipe: Recipe, model: Any, *, data: DataFigures, pattern: str | None, arithmetic: Arithmetic) -> list[Kept]:
+    section, config = recipe.model, model.config
     kept = [
         kept_by_language_model(
             config.text_config,
