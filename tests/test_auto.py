@@ -27,7 +27,7 @@ FIRST_IMPORTS = {
     "config-only-first": "from transformers import AutoConfig; import xgen_mm",
     "modeling-utils-first": "import xgen_mm; import transformers.modeling_utils",
     "processing-utils-first": "import xgen_mm; import transformers.processing_utils",
-    "our-resampler-first": "import xgen_mm.modeling.resampler",
+    "our-resampler-first": "import xgen_mm.connectors.perceiver",
     "our-processor-first": "import xgen_mm.processing.processing_xgen_mm",
 }
 

@@ -80,7 +80,7 @@ def test_yaml_merges_and_aliases_of_people_still_work() -> None:
 
 def test_deep_value_on_the_command_line_is_refused(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("stage: sft")
-    with pytest.raises(RecipeError, match=r"`--set seed` is nested too deeply"):
+    with pytest.raises(RecipeError, match=r"`--set seed` cannot be read as YAML: nested deeper than 64 levels"):
         load_recipe(tmp_path / "recipe.yaml", changes=["seed=" + "[" * 5000])
 
 

@@ -87,11 +87,21 @@ def test_saved_checkpoints_give_the_same_numbers_without_the_package(
     XGenMMProcessor(
         XGenMMV1ImageProcessor(size=size, image_grid_pinpoints=grids), tokenizer, num_latents=small_v1.LATENTS
     ).save_pretrained(v1)
+    mlp = tmp_path / "mlp"
+    fields = AutoConfig.from_pretrained(tiny).to_dict() | {"resampler_config": {"model_type": "xgenmm_mlp"}}
+    config = XGenMMConfig(**fields)
+    XGenMMForConditionalGeneration(config).save_pretrained(mlp)
+    processor = AutoProcessor.from_pretrained(tiny)
+    processor.num_latents = config.tokens_per_group
+    processor.save_pretrained(mlp)
+    # The connector that a model has is written, and no other one.
+    assert ((tiny / "perceiver.py").is_file(), (tiny / "mlp.py").is_file()) == (True, False)
+    assert ((mlp / "perceiver.py").is_file(), (mlp / "mlp.py").is_file()) == (False, True)
     picture = checker_image(40, 60)
-    expected = {path: expected_results(path, picture, "<image>\n") for path in (tiny, v1)}
+    expected = {path: expected_results(path, picture, "<image>\n") for path in (tiny, v1, mlp)}
 
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", CLEAN_PROCESS, str(tiny), str(v1)]
+    command = [sys.executable, "-c", CLEAN_PROCESS, str(tiny), str(v1), str(mlp)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     homes = {line.split()[0] for line in result.stdout.splitlines()}

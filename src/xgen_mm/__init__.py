@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from .blip3o.image_processing_blip3o import Blip3oImageProcessor
     from .blip3o.modeling_blip3o import Blip3oForConditionalGeneration
     from .blip3o.processing_blip3o import Blip3oProcessor
+    from .connectors.mlp import XGenMMMLPConfig, XGenMMMLPConnector
+    from .connectors.perceiver import XGenMMPerceiverResampler, XGenMMResamplerConfig
     from .conversion.presets import PRESETS, preset_config
     from .errors import ConversionError, ImageInputError, PlaceholderMismatchError, PushError, XGenMMError
     from .generation.chat_session import ChatSession
-    from .modeling.configuration_xgen_mm import XGenMMConfig, XGenMMResamplerConfig
+    from .modeling.configuration_xgen_mm import XGenMMConfig
     from .modeling.modeling_xgen_mm import XGenMMForConditionalGeneration, XGenMMModel
     from .modeling.pretrained_xgen_mm import XGenMMPreTrainedModel
-    from .modeling.resampler import XGenMMPerceiverResampler
     from .processing.image_processing_pil_xgen_mm import XGenMMImageProcessorPil
     from .processing.image_processing_xgen_mm import XGenMMImageProcessor
     from .processing.processing_xgen_mm import XGenMMProcessor
@@ -47,6 +48,8 @@ __all__ = [
     "XGenMMForConditionalGeneration",
     "XGenMMImageProcessor",
     "XGenMMImageProcessorPil",
+    "XGenMMMLPConfig",
+    "XGenMMMLPConnector",
     "XGenMMModel",
     "XGenMMPerceiverResampler",
     "XGenMMPreTrainedModel",

@@ -18,18 +18,20 @@ from types import ModuleType
 from typing import Any
 
 from .compatibility import NEWEST_TESTED, OLDEST_TESTED, host_version, warn_about_new_host
+from .connectors.connector_table import CONNECTORS
 
 PUBLIC_HOMES = {
     "blip3o.configuration_blip3o": ("Blip3oConfig",),
     "blip3o.image_processing_blip3o": ("Blip3oImageProcessor",),
     "blip3o.modeling_blip3o": ("Blip3oForConditionalGeneration",),
     "blip3o.processing_blip3o": ("Blip3oProcessor",),
+    "connectors.mlp": ("XGenMMMLPConfig", "XGenMMMLPConnector"),
+    "connectors.perceiver": ("XGenMMPerceiverResampler", "XGenMMResamplerConfig"),
     "conversion.presets": ("PRESETS", "preset_config"),
     "errors": ("ConversionError", "ImageInputError", "PlaceholderMismatchError", "PushError", "XGenMMError"),
     "generation.chat_session": ("ChatSession",),
-    "modeling.configuration_xgen_mm": ("XGenMMConfig", "XGenMMResamplerConfig"),
+    "modeling.configuration_xgen_mm": ("XGenMMConfig",),
     "modeling.modeling_xgen_mm": ("XGenMMForConditionalGeneration", "XGenMMModel", "XGenMMPreTrainedModel"),
-    "modeling.resampler": ("XGenMMPerceiverResampler",),
     "processing.image_processing_pil_xgen_mm": ("XGenMMImageProcessorPil",),
     "processing.image_processing_xgen_mm": ("XGenMMImageProcessor",),
     "processing.processing_xgen_mm": ("XGenMMProcessor",),
@@ -138,7 +140,7 @@ def load_public(name: str) -> Any:
 
 def register() -> None:
     """Enter our names wherever transformers looks classes up, now or as soon as that place exists."""
-    for model_type in _MODEL_TYPES:
+    for model_type in (*_MODEL_TYPES, *(connector.model_type for connector in CONNECTORS)):
         alias = f"transformers.models.{model_type}"
         sys.modules.setdefault(alias, _PublicNames(alias))
     for name, enter_names in _ENTRIES.items():
@@ -176,6 +178,7 @@ def _enter_top_level(_: ModuleType) -> None:
 def _enter_configs(module: ModuleType) -> None:
     module.CONFIG_MAPPING._mapping.update({family.model_type: family.config for family in FAMILIES})
     module.CONFIG_MAPPING._mapping.update(_RELEASED_MODEL_TYPES)
+    module.CONFIG_MAPPING._mapping.update({connector.model_type: connector.config for connector in CONNECTORS})
 
 
 def _enter_models(module: ModuleType) -> None:
@@ -183,6 +186,7 @@ def _enter_models(module: ModuleType) -> None:
     # models.
     for table in ("MODEL_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_MULTIMODAL_LM_MAPPING"):
         _enter(getattr(module, table), {family.model_type: family.model for family in FAMILIES})
+    _enter(module.MODEL_MAPPING, {connector.model_type: connector.model for connector in CONNECTORS})
     # The host knows a class without a head by its name being in this table. No configuration has these types.
     without_head = {f"{family.model_type}_without_head": family.base_model for family in FAMILIES if family.base_model}
     module.MODEL_MAPPING._model_mapping.update(without_head)
@@ -220,7 +224,7 @@ def _enter(mapping: Any, names: dict[str, Any]) -> None:
     """Add names by model type to one of the host's lazy mappings from configuration class to class."""
     mapping._model_mapping.update(names)
     # Built when the mapping was created, which may have been before us.
-    mapping._reverse_config_mapping.update({family.config: family.model_type for family in FAMILIES})
+    mapping._reverse_config_mapping.update({entry.config: entry.model_type for entry in (*FAMILIES, *CONNECTORS)})
 
 
 def _enter_tokenizers(module: ModuleType) -> None:

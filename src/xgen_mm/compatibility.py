@@ -1,7 +1,4 @@
-"""Which versions of transformers the package runs on, and which of their private names it needs.
-
-`python -m xgen_mm.compatibility` lists the names that the installed version lacks.
-"""
+"""Which versions of transformers the package runs on, and which of their private names it needs."""
 
 import logging
 import sys
@@ -42,7 +39,7 @@ PRIVATE_HOST_NAMES = {
     "transformers.modeling_utils": ("PreTrainedModel._init_weights",),
     "transformers.processing_utils": ("ProcessorMixin._merge_kwargs",),
     "transformers.tokenization_utils_tokenizers": ("TokenizersBackend._get_padding_truncation_strategies",),
-    "transformers.trainer": ("Trainer._prepare_inputs",),
+    "transformers.trainer": ("Trainer._get_num_items_in_batch", "Trainer._prepare_inputs"),
 }
 
 
@@ -117,8 +114,3 @@ def _minor(version: str) -> tuple[int, int]:
 
 def _text(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))
-
-
-if __name__ == "__main__":
-    found = missing_host_names()
-    sys.exit(f"transformers {host_version()} lacks: {', '.join(found)}" if found else None)

@@ -1,4 +1,4 @@
-"""Errors a caller may want to catch. All are `ValueError` subclasses."""
+"""Errors a caller may want to catch, all of them `ValueError` subclasses; and how an error is told in one line."""
 
 
 class XGenMMError(ValueError):
@@ -32,3 +32,8 @@ class DataError(XGenMMError):
     def __reduce__(self) -> tuple[type["DataError"], tuple[str, str]]:
         """Both parts, so that the error survives the way out of a worker process."""
         return type(self), (self.reason, str(self))
+
+
+def one_line(error: BaseException) -> str:
+    """Message of an error without line breaks, never empty."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -25,6 +25,8 @@ PACKAGE = __package__
 # Whose modules make wrapper classes around ours at run time (FSDP, parametrizations).
 WRAPPING_PACKAGES = ("torch",)
 ROOT = Path(__file__).parent
+# The module that looks connectors up.
+CONFIGURATION = "configuration_xgen_mm"
 _RESOURCE = re.compile(r'files\(__package__\)\.joinpath\("([^"]+)"\)\.read_text\(encoding="utf-8"\)')
 
 
@@ -69,6 +71,7 @@ def write_model_code(directory: Path, model: Any) -> dict[str, str]:
         directory,
         {"AutoConfig": type(model.config), "AutoModel": type(model)}
         | ({"AutoModelForImageTextToText": type(model)} if model.can_generate() else {}),
+        connector=connector_classes(model.config),
     )
 
 
@@ -79,12 +82,24 @@ def write_processor_code(directory: Path, processor: Any) -> dict[str, str]:
     )
 
 
-def write_code(directory: Path, classes: dict[str, type]) -> dict[str, str]:
+def connector_classes(config: Any) -> tuple[type, ...]:
+    """Configuration and module class of a model's connector; none if the model has no connector."""
+    connector = getattr(config, "resampler_config", None)
+    if connector is None:
+        return ()
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    return type(connector), MODEL_MAPPING[type(connector)]
+
+
+def write_code(directory: Path, classes: dict[str, type], *, connector: tuple[type, ...] = ()) -> dict[str, str]:
     """Write the modules of some classes, and all that those import of this package, as flat files.
 
     Args:
         directory: Where; it exists.
         classes: Class by Auto class; those that have nothing of ours are left out, their code is not ours.
+        connector: From `connector_classes`. Nothing imports its module by name, so the written module of
+            configurations does, and registers it.
 
     Returns:
         Auto class to `module.Class`. Nothing, with a warning, if a class that somebody derived from ours cannot be
@@ -96,11 +111,12 @@ def write_code(directory: Path, classes: dict[str, type]) -> dict[str, str]:
     """
     exported = {name: found for name, given in classes.items() if (found := _exported_class(given)) is not None}
     try:
-        for found in exported.values():
+        for found in (*exported.values(), *connector):
             _check_named(found)
-        texts = flat_modules([found.__module__ for found in exported.values()])
+        texts = flat_modules([found.__module__ for found in exported.values()], connector=connector)
     except ValueError as error:
-        foreign = [found.__name__ for found in exported.values() if not _is_ours(found.__module__)]
+        found_classes = (*exported.values(), *connector)
+        foreign = [found.__name__ for found in found_classes if not _is_ours(found.__module__)]
         if not foreign:
             raise
         logger.warning(
@@ -132,11 +148,12 @@ def _check_named(found: type) -> None:
         raise ValueError(f"`{found.__module__}` has no name `{found.__name__}`; define it at the top level.")
 
 
-def flat_modules(entries: list[str]) -> dict[str, str]:
+def flat_modules(entries: list[str], *, connector: tuple[type, ...] = ()) -> dict[str, str]:
     """Source of modules and of everything they import of this package, as siblings.
 
     Args:
         entries: Dotted names of modules.
+        connector: As in `write_code`.
 
     Returns:
         Source by flat name, in no particular order.
@@ -146,7 +163,7 @@ def flat_modules(entries: list[str]) -> dict[str, str]:
     """
     homes: dict[str, str] = {}
     texts: dict[str, str] = {}
-    waiting = list(entries)
+    waiting = [*entries, *(found.__module__ for found in connector)]
     while waiting:
         module = waiting.pop()
         name = _flat_name(module)
@@ -155,6 +172,12 @@ def flat_modules(entries: list[str]) -> dict[str, str]:
         if name not in texts:
             texts[name], imported = _flatten(module)
             waiting += imported
+    if connector:
+        imported = [f"from .{_flat_name(found.__module__)} import {found.__name__}\n" for found in connector]
+        names = ", ".join(found.__name__ for found in connector)
+        texts[CONFIGURATION] += "".join(
+            ["\nfrom .connector_config import register_connector\n", *imported, f"\nregister_connector({names})\n"]
+        )
     return texts
 
 

@@ -77,9 +77,10 @@ def test_released_config_is_read_as_ours(model_type: str, tmp_path: Path, caplog
     assert again.to_diff_dict() == config.to_diff_dict()
 
 
-def test_released_config_unknown_pooling_is_refused() -> None:
-    with pytest.raises(ValueError, match="`gen_pooling` is 'late'; expected `early_pool2d_`"):
-        Blip3oConfig(**released_fields("blip3o_qwen") | {"gen_pooling": "late"})
+@pytest.mark.parametrize("pooling", ["late", "early_pool2d_²"])
+def test_released_config_unknown_pooling_is_refused(pooling: str) -> None:
+    with pytest.raises(ValueError, match=f"`gen_pooling` is '{pooling}'; expected `early_pool2d_`"):
+        Blip3oConfig(**released_fields("blip3o_qwen") | {"gen_pooling": pooling})
 
 
 def test_empty_prompt_is_a_space_with_the_released_tokenizer_only() -> None:

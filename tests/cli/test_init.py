@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.conversion.tiny_parts import Parts, save_pair
+from xgen_mm import XGenMMMLPConnector
 from xgen_mm.cli.init import parse_grids
 from xgen_mm.cli.main import main
 
@@ -31,6 +32,24 @@ def test_init_writes_a_checkpoint(parts: Parts, tmp_path: Path, capsys: pytest.C
     assert f"Wrote {output}" in printed
     assert "in bfloat16" in printed
     assert "model.safetensors" in printed
+
+
+def test_init_with_an_mlp_writes_a_model_with_a_token_per_patch(
+    parts: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new"
+    assert main(command(parts, output, "--connector", "mlp", "--json", "--dry-run")) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert main(command(parts, output, "--connector", "mlp", "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == planned["files"]
+    model, processor = AutoModelForImageTextToText.from_pretrained(output), AutoProcessor.from_pretrained(output)
+    assert type(model.model.resampler) is XGenMMMLPConnector
+    assert processor.num_latents == planned["num_latents"] == model.config.cells_per_tile**2
+
+
+def test_latents_of_an_mlp_are_refused(parts: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(parts, tmp_path / "new", "--connector", "mlp", "--num-latents", "4")) != 0
+    assert "only a perceiver has latents" in capsys.readouterr().err
 
 
 def test_dry_run_writes_nothing_and_lists_everything(

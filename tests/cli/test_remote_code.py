@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from xgen_mm import XGenMMProcessor, auto
-from xgen_mm.checkpoint_config import MODEL_TYPES, check_model_type
+from xgen_mm.checkpoint_config import BLIP3O_MODEL_TYPES, MODEL_TYPES, check_model_type
 from xgen_mm.cli.main import main
 from xgen_mm.errors import XGenMMError
 from xgen_mm.evaluation.harness.loading import load_adapter
@@ -19,7 +19,7 @@ from xgen_mm.evaluation.harness.loading import load_adapter
 SOURCE = Path(__file__).parents[2] / "src" / "xgen_mm"
 ROWS = [{"id": "1", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}]
 # These read plain settings, or go to a model that is there already; `super()` is the host's side of our own classes.
-WITHOUT_CODE = ("super()", "PeftModel", "GenerationConfig")
+WITHOUT_CODE = ("super()", "PeftModel", "GenerationConfig", "diffusers_class")
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -95,6 +95,7 @@ COMMANDS = {
     "init": ["init", "--vision", "{model}", "--text", "{model}", "-o", "{out}"],
     "export": ["export", "--model", "{model}", "{out}"],
     "export-adapter": ["export", "--model", "{adapter}", "{out}"],
+    "generate-adapter": ["generate", "--model", "{adapter}", "--max-new-tokens", "1", "Hi"],
     "card": ["card", "{model}"],
     "data": ["data", "check", "{rows}", "--format", "llava_json", "--model", "{model}"],
     "train": ["train", "{recipe}", "--set", "model.checkpoint={model}", "--set", "output.dir={out}", "--dry-run"],
@@ -159,7 +160,7 @@ def test_model_type_check_names_what_is_wrong(text: str, message: str, tmp_path:
 
 
 def test_known_model_types_are_those_that_are_registered() -> None:
-    assert set(MODEL_TYPES) == set(auto._MODEL_TYPES)
+    assert {*MODEL_TYPES, *BLIP3O_MODEL_TYPES} == set(auto._MODEL_TYPES)
 
 
 def test_every_load_in_the_source_says_that_it_trusts_no_code() -> None:

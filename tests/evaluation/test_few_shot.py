@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.benchmark_rows import stored, write_rows
-from xgen_mm.evaluation.answering import ScriptedAnswerer
+from tests.evaluation.scripted_answerer import ScriptedAnswerer
 from xgen_mm.evaluation.few_shot import Demonstrator, FewShotSettings, draw_query_set, few_shot_generation
 from xgen_mm.evaluation.plans import TaskPlan, plan_task, prompt_of, read_samples
 from xgen_mm.evaluation.prompts import Prompt

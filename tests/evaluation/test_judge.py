@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.evaluation.benchmark_rows import ROWS, write_rows
-from xgen_mm.evaluation.answering import ScriptedAnswerer
+from tests.evaluation.scripted_answerer import ScriptedAnswerer
 from xgen_mm.evaluation.judge import JudgeError, ServerJudge
 from xgen_mm.evaluation.plans import TaskPlan, plan_task
 from xgen_mm.evaluation.runner import RunSettings, run_tasks

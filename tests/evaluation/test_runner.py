@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.benchmark_rows import stored, write_rows
-from xgen_mm.evaluation.answering import ScriptedAnswerer
+from tests.evaluation.scripted_answerer import ScriptedAnswerer
 from xgen_mm.evaluation.few_shot import FewShotSettings
 from xgen_mm.evaluation.journal import JournalError
 from xgen_mm.evaluation.plans import TaskPlan, plan_task, read_samples

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.evaluation.benchmark_rows import ROWS, in_base64, png, stored, tsv_choice, tsv_open, write_rows
+from tests.evaluation.scripted_answerer import ScriptedAnswerer
 from xgen_mm.errors import XGenMMError
-from xgen_mm.evaluation.answering import ScriptedAnswerer
 from xgen_mm.evaluation.few_shot import FewShotSettings
 from xgen_mm.evaluation.harness.local_tasks import read_task
 from xgen_mm.evaluation.metrics.aggregates import AGGREGATES

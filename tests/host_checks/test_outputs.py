@@ -5,7 +5,7 @@ import torch
 
 from xgen_mm import XGenMMForConditionalGeneration
 
-from .outside_view import FORMS, LATENTS, make_batch, make_samples, outside_model, picture_inputs, single_sample
+from .outside_view import BOS, FORMS, LATENTS, make_batch, make_samples, outside_model, picture_inputs, single_sample
 
 GROUPINGS = ("raster_chunks", "tile", "image")
 
@@ -171,3 +171,15 @@ def test_sizes_of_pictures_may_be_plain_integers(model: XGenMMForConditionalGene
         expected = model(**batch).logits
         sizes = [tuple(size) for size in batch["image_sizes"].tolist()]
         torch.testing.assert_close(model(**(batch | {"image_sizes": sizes})).logits, expected)
+
+
+def test_outputs_answer_the_host_s_names_of_image_tokens(model: XGenMMForConditionalGeneration) -> None:
+    batch = make_batch("tiles")
+    with torch.no_grad():
+        outputs = model(**batch)
+        words = model(input_ids=torch.tensor([[BOS, 10, 11]]))
+        per_image = model.get_image_features(**picture_inputs(batch)).pooler_output
+    assert len(outputs.image_outputs.pooler_output) == len(per_image) == 3
+    torch.testing.assert_close(torch.cat(outputs.image_outputs.pooler_output), outputs.image_hidden_states)
+    assert outputs.image_outputs.last_hidden_state is None  # the tower's features, which would fill memory
+    assert words.image_outputs is words.image_hidden_states is None

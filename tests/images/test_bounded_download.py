@@ -109,6 +109,7 @@ def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
         *("64:ff9b::7f00:1", "64:ff9b::10.0.0.1", "64:ff9b:1::808:808", "2002:7f00:1::", "2002:a00:1::1"),
         *("2001:0:4136:e378:8000:63bf:3fff:fdd2", "2001:0:7f00:1::f7f7:f7f7", "::ffff:0:10.0.0.1", "100::1"),
         *("2a00:1450:4001:81b:0:5efe:10.0.0.1", "2a00:1450:4001:81b:200:5efe:a9fe:a9fe"),
+        *("192.0.0.192", "::ffff:192.0.0.192", "64:ff9b::c000:c0", "2002:c000:c0::1", "192.88.99.1", "3fff::1"),
     ],
 )  # fmt: skip
 def test_address_inside_is_not_public(number: str) -> None:
@@ -124,6 +125,13 @@ def test_address_inside_is_not_public(number: str) -> None:
 )
 def test_address_outside_is_public_also_where_it_is_wrapped(number: str) -> None:
     assert is_public(number)
+
+
+def test_letters_that_command_a_terminal_are_written_out_in_messages() -> None:
+    with pytest.raises(DownloadError) as caught:
+        download("http://\n\x1b[2J127.0.0.1/ä.png")
+    assert r"`http://\n\x1b[2J127.0.0.1/ä.png`" in str(caught.value)
+    assert all(letter.isprintable() for letter in str(caught.value))
 
 
 HOSTS = (

@@ -122,9 +122,9 @@ PROCESSING = [
         "processing/test_image_loading.py",
     ),
     Edit(
-        "processing/image_loading.py",
-        "is_upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1",
-        "is_upright = True",
+        "images/opening.py",
+        "return orientation if orientation in _TURNS else 1",
+        "return 1",
         "processing/test_image_loading.py",
     ),
     Edit(
@@ -286,16 +286,16 @@ LOSSES = [
         "modeling/test_next_token_loss.py",
     ),
     Edit(
-        "modeling/resampler.py",
+        "connectors/perceiver.py",
         "visible = patch_attention_mask.new_ones(",
         "visible = patch_attention_mask.new_zeros(",
-        "modeling/test_resampler.py",
+        "connectors/test_perceiver.py",
     ),
     Edit(
-        "modeling/resampler.py",
+        "connectors/perceiver.py",
         "self.scaling = config.head_dim**-0.5",
         "self.scaling = config.hidden_size**-0.5",
-        "modeling/test_resampler.py",
+        "connectors/test_perceiver.py",
     ),
     Edit("modeling/tile_layout.py", "mask[0] = True", "mask[0] = False", "modeling/test_tile_layout.py"),
     Edit(

@@ -16,8 +16,8 @@ from xgen_mm.training.batches import make_loader
 from xgen_mm.training.planning.kept_activations import (
     Adapters,
     Arithmetic,
+    kept_by_connector,
     kept_by_language_model,
-    kept_by_resampler,
     kept_by_tower,
 )
 from xgen_mm.training.planning.part_sizes import build_on_meta, part_sizes
@@ -151,7 +151,7 @@ def test_kept_activations_of_resampler_and_tower_are_those_autograd_saves(
     mask[0, 8:] = False
     tower = kept_by_tower(tiny_config.vision_config, tiles=5, arithmetic=arithmetic)
     assert tower.whole == saved_bytes(model.vision_tower, lambda: model.vision_tower(pixels))
-    resampler = kept_by_resampler(tiny_config.resampler_config, groups=5, cells=16, arithmetic=arithmetic)
+    resampler = kept_by_connector(tiny_config.resampler_config, groups=5, cells=16, arithmetic=arithmetic)
     measured = saved_bytes(model.resampler, lambda: model.resampler(features, mask))
     assert resampler.whole == pytest.approx(measured, rel=0.02)
 

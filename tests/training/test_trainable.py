@@ -1,6 +1,7 @@
 """Exactly the weights that a recipe names change."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,3 +98,23 @@ def test_canvases_of_twelve_tiles_hold_the_released_ones() -> None:
     released = {(768, 384), (384, 768), (768, 768), (384, 1152), (1152, 384)}
     assert released <= {(height, width) for height, width in found}
     assert max(height * width for height, width in found) == 12 * 384 * 384
+
+
+def test_run_starts_from_an_adapter_merged_into_its_base(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    first = train(make_recipe("model.trainable=[]", "model.lora={rank: 2, alpha: 4}", "optim.max_steps=2"))
+    merged = load_model(make_recipe(f"model.checkpoint={first.final}")).state_dict()
+    changes = (f"model.checkpoint={first.adapter}", f"output.dir={tmp_path / 'second'}", "optim.max_steps=2")
+    start = load_model(make_recipe(*changes)).state_dict()
+    assert all(torch.equal(start[name], weight) for name, weight in merged.items())
+    second = train(make_recipe(*changes, "model.trainable=[]", "model.lora={rank: 2, alpha: 4}"))
+    final = load_model(make_recipe(f"model.checkpoint={second.final}")).state_dict()
+    again = load_model(make_recipe(f"model.checkpoint={second.adapter}")).state_dict()
+    assert all(torch.equal(again[name], weight) for name, weight in final.items()), "the second lies on the first"
+    assert any(not torch.equal(start[name], weight) for name, weight in final.items())
+
+
+def test_adapter_is_not_merged_into_quantised_weights(make_recipe: MakeRecipe) -> None:
+    first = train(make_recipe("model.trainable=[]", "model.lora={rank: 2, alpha: 4}"))
+    changes = ("model.trainable=[]", "model.lora={rank: 2, alpha: 4}", "model.quantization=nf4")
+    with pytest.raises(RecipeError, match=r"cannot be merged with `model: quantization`.*xgen-mm export --model"):
+        load_model(make_recipe(f"model.checkpoint={first.adapter}", *changes))

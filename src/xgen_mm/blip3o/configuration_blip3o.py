@@ -221,7 +221,7 @@ class Blip3oConfig(PreTrainedConfig):
         """Translate the released layout, then build the sub-configurations."""
         if kwargs.get("model_type") in RELEASED_MODEL_TYPES:
             kwargs = self._read_released(kwargs)
-        self.text_config = build_sub_config(self.text_config, copy.deepcopy(QWEN2_5_VL_7B))
+        self.text_config = build_sub_config(self.text_config, copy.deepcopy(QWEN2_5_VL_7B), name="text_config")
         condition_size = self.get_text_config().hidden_size
         if not isinstance(self.diffusion_config, PreTrainedConfig):
             self.diffusion_config = Blip3oDiffusionConfig(

@@ -102,7 +102,7 @@ def translate_released_config(fields: dict[str, Any]) -> dict[str, Any]:
     fields["model_type"] = _QWEN2_5_VL["model_type"]
     pooling = str(fields.pop("gen_pooling", f"{_POOLING}4"))
     size = pooling.removeprefix(_POOLING)
-    if not (pooling.startswith(_POOLING) and size.isdigit() and int(size) > 0):
+    if not (pooling.startswith(_POOLING) and size.isascii() and size.isdigit() and int(size) > 0):
         raise ValueError(f"`gen_pooling` is {pooling!r}; expected `{_POOLING}` and the edge of the pooled square.")
     translated: dict[str, Any] = {
         "num_queries": fields.pop("n_query", 64),

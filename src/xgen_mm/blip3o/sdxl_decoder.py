@@ -55,8 +55,10 @@ class Blip3oSdxlDecoder:
             raise ImportError("The SDXL pixel decoder needs `diffusers`: pip install 'xgen-mm[images]'.") from error
         folder = kwargs.pop("subfolder", "")
         unet, vae = (
-            part.from_pretrained(directory, subfolder=os.path.join(folder, name), torch_dtype=part_dtype, **kwargs)
-            for part, name, part_dtype in (
+            diffusers_class.from_pretrained(
+                directory, subfolder=os.path.join(folder, name), torch_dtype=part_dtype, **kwargs
+            )
+            for diffusers_class, name, part_dtype in (
                 (UNet2DConditionModel, "unet", dtype),
                 (AutoencoderKL, "vae", torch.float32),
             )

@@ -9,6 +9,9 @@ import textwrap
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
+# The commands know it by this place.
+from ..errors import one_line as one_line
+
 PROGRAM = "xgen-mm"
 HELP_WIDTH = 100
 # Arguments that are paths, or may be.
@@ -125,8 +128,3 @@ def log(message: str) -> None:
 def wrap_paragraphs(text: str) -> str:
     """Fill each paragraph to the width of the help; blank lines separate paragraphs."""
     return "\n\n".join(textwrap.fill(paragraph, HELP_WIDTH) for paragraph in text.strip().split("\n\n"))
-
-
-def one_line(error: BaseException) -> str:
-    """Message of an error without line breaks, never empty."""
-    return " ".join(str(error).split()) or type(error).__name__

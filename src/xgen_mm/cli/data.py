@@ -106,8 +106,8 @@ def positive_number(text: str) -> int:
 
 def _run_check(args: argparse.Namespace) -> int:
     from tqdm import tqdm
-    from transformers import AutoProcessor
 
+    from ..adapters import load_merged_processor
     from ..data.checking import check_data
     from ..data.encoding import RecordEncoder
     from ..data.fetching import Fetcher
@@ -125,7 +125,7 @@ def _run_check(args: argparse.Namespace) -> int:
         fetcher=None if args.fetch is None else Fetcher(args.fetch),
     )
     config = load_config(checkpoint)
-    processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+    processor = load_merged_processor(checkpoint)
     # The bar shows itself at a terminal only.
     with tqdm(total=args.limit, unit=" rows", desc="Checking", disable=None, leave=False) as bar:
         check = check_data(

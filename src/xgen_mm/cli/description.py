@@ -13,8 +13,10 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToText
 
+from ..adapters import adapter_base, read_adapter_config, whole_checkpoint
 from ..anyres import best_canvas
 from ..checkpoint_config import reading_checkpoint
+from ..connectors.connector_table import DEFAULT_MODEL_TYPE
 from ..modeling.configuration_xgen_mm import TOWERS_WITH_POOLING_HEAD
 from .console import UserError
 from .loading import load_config
@@ -43,6 +45,8 @@ class Description:
         context_length: Longest sequence in tokens.
         vocab_size: Rows of the embedding table.
         images: `image_size`, `canvas` (`None` without tiling), `num_tiles` and `num_image_tokens` per asked size.
+        adapter: `kind`, `rank` and `base` of an adapter, whose base the parts and parameters are of; `None` if the
+            checkpoint is whole.
     """
 
     checkpoint: str
@@ -59,6 +63,7 @@ class Description:
     context_length: int
     vocab_size: int
     images: list[dict[str, Any]]
+    adapter: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values in the order of the fields."""
@@ -80,6 +85,7 @@ def describe_checkpoint(name: str, *, image_sizes: Sequence[tuple[int, int]]) ->
         describe_config(config, name=name, image_sizes=()),
         weights=read_weights(name),
         images=_count_image_tokens(_load_image_processor(name, config), config, image_sizes),
+        adapter=_describe_adapter(name),
     )
 
 
@@ -103,7 +109,7 @@ def describe_config(config: Any, *, name: str, image_sizes: Sequence[tuple[int, 
         tile_size=config.tile_size,
         patch_size=config.vision_config.patch_size,
         canvases=[list(canvas) for canvas in config.image_grid_pinpoints],
-        num_latents=config.resampler_config.num_latents,
+        num_latents=config.tokens_per_group,
         tile_grouping=config.tile_grouping,
         context_length=config.text_config.max_position_embeddings,
         vocab_size=config.text_config.vocab_size,
@@ -178,16 +184,24 @@ def _describe_parts(config: Any) -> dict[str, str]:
             f"{vision.model_type}: {vision.num_hidden_layers} layers, width {vision.hidden_size}, "
             f"{vision.num_attention_heads} heads, patches of {vision.patch_size} pixels" + _describe_unbuilt(vision)
         ),
-        "resampler": (
-            f"{resampler.num_hidden_layers} layers, width {resampler.hidden_size}, "
-            f"{resampler.num_attention_heads} heads, {resampler.num_latents} latents"
-        ),
+        "resampler": _describe_connector(resampler),
         "language_model": (
             f"{text.model_type}: {text.num_hidden_layers} layers, width {text.hidden_size}, "
             f"{text.num_attention_heads} heads, vocabulary {text.vocab_size:,}"
             + (f", attention window {window:,}" if window else "")
         ),
     }
+
+
+def _describe_connector(connector: Any) -> str:
+    """Sizes that a connector has; every one has a width."""
+    counts = (("num_attention_heads", "heads"), ("num_latents", "latents"))
+    sizes = [f"{connector.num_hidden_layers} layers"] if hasattr(connector, "num_hidden_layers") else []
+    sizes += [f"width {connector.hidden_size}"]
+    sizes += [f"{getattr(connector, field)} {unit}" for field, unit in counts if hasattr(connector, field)]
+    if connector.model_type == DEFAULT_MODEL_TYPE:
+        return ", ".join(sizes)
+    return f"{connector.model_type}: {', '.join(sizes)}"
 
 
 def _describe_unbuilt(vision: Any) -> str:
@@ -214,18 +228,28 @@ def _count_image_tokens(processor: Any, config: Any, image_sizes: Sequence[tuple
                 "image_size": [height, width],
                 "canvas": list(best_canvas((height, width), processor.image_grid_pinpoints)) if is_tiled else None,
                 "num_tiles": num_tiles,
-                "num_image_tokens": num_groups * config.resampler_config.num_latents,
+                "num_image_tokens": num_groups * config.tokens_per_group,
             }
         )
     return rows
 
 
+def _describe_adapter(name: str) -> dict[str, Any] | None:
+    base = adapter_base(name)
+    if base is None:
+        return None
+    settings = read_adapter_config(name)
+    return {"kind": str(settings.get("peft_type", "PEFT")), "rank": settings.get("r"), "base": base}
+
+
 def _load_image_processor(name: str, config: Any) -> Any:
     """The checkpoint's own image processor, which may not tile; without one, the tiling of the configuration."""
-    try:
-        return AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError):
-        return _default_image_processor(config)
+    for place in dict.fromkeys((name, whole_checkpoint(name)[0])):
+        try:
+            return AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+        except (OSError, ValueError):
+            continue
+    return _default_image_processor(config)
 
 
 def _default_image_processor(config: Any) -> Any:

@@ -44,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the checkpoint and tell what is in it."""
     from ..publishing.export import export_checkpoint
-    from .loading import resolve_checkpoint, resolve_source
+    from .loading import resolve_checkpoint
 
-    source = resolve_checkpoint(None) if args.model is None else resolve_source(args.model)
+    source = resolve_checkpoint(args.model)
     card = TINY_CARD if args.model is None else args.card
     log(f"Reading {source} ...")
     report = export_checkpoint(

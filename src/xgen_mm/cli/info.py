@@ -77,6 +77,7 @@ def format_description(description: "Description") -> list[str]:
         f"Checkpoint     {description.checkpoint}",
         f"Model type     {description.model_type}",
         f"Weights        {_format_weights(description.weights)}",
+        *_format_adapter(description.adapter),
         "",
         "Parts",
         *(f"  {name:<16} {text}" for name, text in description.parts.items()),
@@ -106,6 +107,13 @@ def _format_weights(weights: dict[str, Any] | None) -> str:
     dtypes = ", ".join(sorted(weights["dtypes"], key=weights["dtypes"].get, reverse=True)) or "unknown precision"
     files = "1 file" if weights["num_files"] == 1 else f"{weights['num_files']} files"
     return f"{weights['num_bytes'] / 1e6:,.1f} MB in {files}, {dtypes}"
+
+
+def _format_adapter(adapter: dict[str, Any] | None) -> list[str]:
+    if adapter is None:
+        return []
+    rank = "" if adapter["rank"] is None else f" of rank {adapter['rank']}"
+    return [f"Adapter        {adapter['kind']}{rank} for {adapter['base']}, which is described below"]
 
 
 def _format_cost(row: dict[str, Any]) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Build an untrained model from a pretrained vision tower and a pretrained language model.
 
-Weights of both are taken over exactly; a new resampler connects them. Image tokens are added to the tokenizer, and the
+Weights of both are taken over exactly; a new connector joins them. Image tokens are added to the tokenizer, and the
 language model's own chat template learns to place pictures. The result is a checkpoint to start pre-training from.
 
 Example: xgen-mm init --vision google/siglip2-so400m-patch14-384 --text Qwen/Qwen3-1.7B -o my-model
@@ -38,10 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", metavar="DIR", required=True, help="directory to create")
     parser.add_argument(
-        "--num-latents", metavar="N", type=positive_int, default=128, help="image tokens per tile (default: 128)"
+        "--connector",
+        choices=("perceiver", "mlp"),
+        metavar="NAME",
+        default="perceiver",
+        help="perceiver (fixed number of tokens per tile) or mlp (one token per patch) (default: perceiver)",
     )
     parser.add_argument(
-        "--resampler-layers", metavar="N", type=positive_int, default=6, help="layers of the resampler (default: 6)"
+        "--num-latents", metavar="N", type=positive_int, help="image tokens per tile of a perceiver (default: 128)"
+    )
+    parser.add_argument(
+        "--resampler-layers", metavar="N", type=positive_int, help="layers of the connector (default: 6; mlp: 2)"
     )
     parser.add_argument(
         "--grids",
@@ -89,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         resolve_checkpoint(args.vision),
         resolve_checkpoint(args.text),
         settings=AssemblySettings(
+            connector=args.connector,
             num_latents=args.num_latents,
             resampler_layers=args.resampler_layers,
             grids=args.grids,
@@ -159,7 +167,7 @@ def build_report(
         "tile_size": config.tile_size,
         "patch_size": config.vision_config.patch_size,
         "canvases": config.image_grid_pinpoints,
-        "num_latents": config.resampler_config.num_latents,
+        "num_latents": config.tokens_per_group,
         "tile_grouping": config.tile_grouping,
         "vocab_size": config.text_config.vocab_size,
         "image_token_id": config.image_token_id,
@@ -192,13 +200,14 @@ def format_report(report: dict[str, Any]) -> list[str]:
 def _planned_files(plan: "AssemblyPlan") -> list[str]:
     """What saving will write: everything but the weights is written to a scratch directory to see."""
     from ..modeling.modeling_xgen_mm import XGenMMForConditionalGeneration
-    from ..self_contained import flat_modules
+    from ..self_contained import connector_classes, flat_modules
 
     with tempfile.TemporaryDirectory() as directory:
         plan.config.save_pretrained(directory)
         plan.processor.save_pretrained(directory)
         names = {path.name for path in Path(directory).iterdir()}
-    code = {f"{name}.py" for name in flat_modules([XGenMMForConditionalGeneration.__module__])}
+    connector = connector_classes(plan.config)
+    code = {f"{name}.py" for name in flat_modules([XGenMMForConditionalGeneration.__module__], connector=connector)}
     return sorted(names | code | {"generation_config.json", "model.safetensors"})
 
 

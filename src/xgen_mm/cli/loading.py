@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 import xgen_mm
+from xgen_mm.adapters import ADAPTER_CONFIG, load_merged_model, load_merged_processor, whole_checkpoint
 from xgen_mm.auto import FAMILIES
 from xgen_mm.checkpoint_config import load_config as read_config
-from xgen_mm.checkpoint_config import reading_checkpoint
 from xgen_mm.errors import XGenMMError
 from xgen_mm.images.bounded_download import is_url
 from xgen_mm.processing.image_loading import fetch_image
@@ -53,7 +52,7 @@ def resolve_checkpoint(name: str | None) -> str:
         name: What the user wrote; `None` means the small model that ships with the package.
 
     Returns:
-        An existing directory with a `config.json`, or a Hub id `owner/name`.
+        An existing directory with a `config.json` or `adapter_config.json`, or a Hub id `owner/name`.
 
     Raises:
         UserError: If it is neither.
@@ -62,22 +61,12 @@ def resolve_checkpoint(name: str | None) -> str:
         return str(xgen_mm.tiny_checkpoint())
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / file).is_file() for file in ("config.json", ADAPTER_CONFIG)):
             raise UserError(f"`{name}` holds no `config.json`; give the directory of a checkpoint.")
         return str(path)
     if _HUB_ID.fullmatch(name) and not path.exists():
         return name
     raise UserError(f"`{name}` is no directory; give the directory of a checkpoint or a Hub id `owner/name`.")
-
-
-def resolve_source(name: str) -> str:
-    """Directory or Hub id of something to read, which may be an adapter without a `config.json`.
-
-    Raises:
-        UserError: If it is neither.
-    """
-    path = Path(name).expanduser()
-    return str(path) if (path / "adapter_config.json").is_file() else resolve_checkpoint(name)
 
 
 def fetch_checkpoint(name: str) -> Path:
@@ -104,7 +93,7 @@ def fetch_checkpoint(name: str) -> Path:
 
 
 def load_config(name: str) -> Any:
-    """Configuration of an xGen-MM checkpoint.
+    """Configuration of an xGen-MM checkpoint; of an adapter that of its base.
 
     Args:
         name: As returned by `resolve_checkpoint`.
@@ -113,7 +102,7 @@ def load_config(name: str) -> Any:
         UserError: If it cannot be read or belongs to another kind of model.
     """
     try:
-        config = read_config(name)
+        config = read_config(whole_checkpoint(name)[0])
     except XGenMMError as error:
         raise UserError(one_line(error)) from error
     except (OSError, ValueError) as error:
@@ -125,7 +114,7 @@ def load_config(name: str) -> Any:
 
 
 def load_model(name: str, *, device: str, dtype: str) -> LoadedModel:
-    """Load model and processor through the Auto classes.
+    """Load model and processor through the Auto classes; an adapter is merged into its base.
 
     Args:
         name: As returned by `resolve_checkpoint`.
@@ -143,9 +132,8 @@ def load_model(name: str, *, device: str, dtype: str) -> LoadedModel:
     else:
         log(f"Loading {name} ...")
     try:
-        with reading_checkpoint(name):
-            processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-            model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, trust_remote_code=False)
+        processor = load_merged_processor(name)
+        model = load_merged_model(name, dtype=dtype)
     except (OSError, ValueError) as error:
         reason = _FOREIGN_CODE if "trust_remote_code" in str(error) else one_line(error)
         raise UserError(f"cannot load `{name}`: {reason}") from error

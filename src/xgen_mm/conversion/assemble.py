@@ -191,7 +191,7 @@ def plan_assembly(
         tokenizer,
         # A template per purpose is the host's business; its annotation knows one.
         chat_template=chat_format.template,  # type: ignore[arg-type]
-        num_latents=settings.num_latents,
+        num_latents=config.tokens_per_group,
         tile_grouping=settings.tile_grouping,
     )
     _check_chat_template(processor, notes)
@@ -228,6 +228,7 @@ def build_from_plan(plan: AssemblyPlan, *, progress: Callable[[str], None] = log
         plan.vision,
         plan.text,
         tokenizer=tokenizer,
+        connector=settings.connector,
         num_latents=settings.num_latents,
         resampler_layers=settings.resampler_layers,
         grids=settings.grids,

@@ -109,7 +109,7 @@ def _read_config(path: Path) -> Blip3oConfig:
         raise ConversionError(f"{path} does not exist; name the model's configuration with `--config`.")
     check_model_type(path, known=BLIP3O_MODEL_TYPES)
     try:
-        config: Blip3oConfig = Blip3oConfig.from_pretrained(path, local_files_only=True)
+        config: Blip3oConfig = Blip3oConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError) as error:
         raise ConversionError(f"{path} cannot be read as a configuration: {error}") from error
     return config

@@ -2,7 +2,6 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedTokenizerFast
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
@@ -45,14 +44,13 @@ def write_processor(source: Path | None, destination: Path, *, config: XGenMMCon
     _check_ids(text_tokenizer, config)
 
     image_processor = _image_processor(source, config)
-    resampler_config: Any = config.resampler_config
     template = released_chat_template(text_tokenizer, is_tiled=image_processor.image_aspect_ratio == "anyres")
     text_tokenizer.chat_template = template
     processor = XGenMMProcessor(
         image_processor,
         text_tokenizer,
         chat_template=template,
-        num_latents=resampler_config.num_latents,
+        num_latents=config.tokens_per_group,
         tile_grouping=config.tile_grouping,
     )
     processor.save_pretrained(destination, with_code=False)

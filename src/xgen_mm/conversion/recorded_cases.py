@@ -13,8 +13,7 @@ import torch
 from safetensors import safe_open
 
 from ..errors import ConversionError
-
-PADDING_LABEL = -100
+from ..modeling.output_layer import IGNORED_LABEL
 
 
 @dataclass(frozen=True)
@@ -102,15 +101,15 @@ class RecordedCase:
         is_base = self.meta["layout"] == "v1.5-base"
         counts = iter(tile_counts)
         ids, mask = self.tensors["inputs.input_ids"], self.tensors["inputs.attention_mask"]
-        labels = self.tensors.get("inputs.labels", torch.full_like(ids, PADDING_LABEL))
+        labels = self.tensors.get("inputs.labels", torch.full_like(ids, IGNORED_LABEL))
         rows = []
         for row_ids, row_mask, row_labels in zip(ids.tolist(), mask.tolist(), labels.tolist(), strict=True):
             row: list[tuple[int, int]] = []
             for token, keep, label in zip(row_ids, row_mask, row_labels, strict=True):
                 if token == image_id:
-                    row += [(image_id, PADDING_LABEL)] * (1 if is_base else num_latents * next(counts))
+                    row += [(image_id, IGNORED_LABEL)] * (1 if is_base else num_latents * next(counts))
                 elif is_base and token == placeholder_id:
-                    row.append((image_id, PADDING_LABEL))
+                    row.append((image_id, IGNORED_LABEL))
                 elif keep:
                     row.append((token, label))
             rows.append(row)
@@ -136,7 +135,7 @@ def _pad_rows(rows: list[list[tuple[int, int]]], *, pad_id: int, padding_side: s
     width = max(len(row) for row in rows)
     inputs: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
     for row in rows:
-        filler = [(pad_id, PADDING_LABEL)] * (width - len(row))
+        filler = [(pad_id, IGNORED_LABEL)] * (width - len(row))
         mask = [1] * len(row)
         left = padding_side == "left"
         padded = filler + row if left else row + filler

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import PreTrainedModel
 
+from ..adapters import adapter_base, load_merged_model, whole_checkpoint
 from ..checkpoint_config import load_config
 from ..errors import ConversionError
 from ..weight_files import INDEX_NAME, SINGLE_NAME
@@ -75,7 +76,7 @@ def compare_checkpoints(first: Path, second: Path, *, tolerance: float = DEFAULT
     Raises:
         ConversionError: If the two differ in architecture, so that there is nothing to compare.
     """
-    sizes = [_sizes(load_config(path)) for path in (first, second)]
+    sizes = [_sizes(load_config(whole_checkpoint(path)[0])) for path in (first, second)]
     different = {name: (value, sizes[1][name]) for name, value in sizes[0].items() if value != sizes[1][name]}
     if different:
         listed = ", ".join(f"{name} {one!r} and {other!r}" for name, (one, other) in different.items())
@@ -131,7 +132,7 @@ def compare_case(model: PreTrainedModel, case: RecordedCase, *, tolerance: float
     grouping = "image" if case.meta.get("anyres_patch_sampling") is False else model.config.tile_grouping
     previous, model.config.tile_grouping = model.config.tile_grouping, grouping
     counts = case.tile_counts(tile_grouping=grouping)
-    num_latents = model.config.resampler_config.num_latents
+    num_latents = model.config.tokens_per_group
     try:
         inputs = case.model_inputs(num_latents=num_latents, tile_counts=counts, padding_side="right")
         prompts = case.model_inputs(num_latents=num_latents, tile_counts=counts, padding_side="left")
@@ -151,15 +152,13 @@ def load_model(path: Path, *, sliding_window: int | None = None) -> PreTrainedMo
     """Model of a checkpoint in its stored type, ready to run.
 
     Args:
-        path: Checkpoint directory.
+        path: Directory of a checkpoint, or of an adapter, which is merged into its base.
         sliding_window: Window as the original counts it (`query - key <= window`); `None` takes the checkpoint's own.
     """
-    config = load_config(path)
+    config = load_config(whole_checkpoint(path)[0])
     if sliding_window is not None:
         config.text_config.sliding_window = sliding_window + 1
-    model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
-        path, config=config, dtype="auto", trust_remote_code=False
-    )
+    model: PreTrainedModel = load_merged_model(path, config=config, dtype="auto")
     return model.eval()
 
 
@@ -170,7 +169,7 @@ def probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     height, width = 2 * config.tile_size, config.tile_size
     pixel_values = torch.rand(1, 3, 3, config.tile_size, config.tile_size, generator=generator) * 2 - 1
     num_tiles = 1 if config.tile_grouping == "image" else 3
-    image = [config.image_token_id] * (num_tiles * config.resampler_config.num_latents)
+    image = [config.image_token_id] * (num_tiles * config.tokens_per_group)
     words = torch.randint(config.get_text_config().vocab_size - 1, (NUM_PROBE_WORDS,), generator=generator)
     # Any token but the placeholder, wherever in the vocabulary that is.
     words = (words + (words >= config.image_token_id)).tolist()
@@ -276,6 +275,8 @@ def compare_weights(first: Path, second: Path, *, tolerance: float = DEFAULT_TOL
     Raises:
         ConversionError: If files are damaged or do not fit their layout.
     """
+    if any(adapter_base(path) is not None for path in (first, second)):
+        return None
     if not all(any((path / name).is_file() for name in (INDEX_NAME, SINGLE_NAME)) for path in (first, second)):
         return None
     ours, theirs = (_stored_tensors(path) for path in (first, second))
@@ -347,7 +348,7 @@ def _sizes(config: Any) -> dict[str, Any]:
         "model type": config.model_type,
         "tile size": config.tile_size,
         "tile grouping": config.tile_grouping,
-        "latents": config.resampler_config.num_latents,
+        "image tokens per tile": config.tokens_per_group,
         "width": config.get_text_config().hidden_size,
         "vocabulary": config.get_text_config().vocab_size,
         "id of `<image>`": config.image_token_id,

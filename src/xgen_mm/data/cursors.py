@@ -12,7 +12,6 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import numpy as np
 
 Place: TypeAlias = dict[str, Any]
-Item = TypeVar("Item")
 ItemOut = TypeVar("ItemOut", covariant=True)
 
 

@@ -6,9 +6,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..modeling.output_layer import IGNORED_LABEL
 from .text_forms import END_OF_CHUNK_TOKEN, Span, TextSettings, WrittenRecord
 
-IGNORED = -100
+IGNORED = IGNORED_LABEL
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]

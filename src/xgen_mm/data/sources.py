@@ -19,7 +19,7 @@ from typing import IO, Any, TypeAlias
 
 import yaml
 
-from ..errors import DataError
+from ..errors import DataError, one_line
 from ..images.bounded_download import is_url
 from ..sections import load_yaml
 from .splits import choose_split, split_of
@@ -305,7 +305,7 @@ def _read_parquet(path: Path) -> Iterator[RawRow]:
                 yield from batch.to_pylist()
     # Damaged files: pyarrow's own errors are of these kinds.
     except (OSError, ValueError, MemoryError, RuntimeError) as error:
-        yield DataError("wrong nesting", f"{path.name}: the table cannot be read further ({_in_one_line(error)}).")
+        yield DataError("wrong nesting", f"{path.name}: the table cannot be read further ({one_line(error)}).")
 
 
 def _read_lines(path: Path) -> Iterator[RawRow]:
@@ -330,7 +330,7 @@ def _parse_object(text: str, where: str) -> RawRow:
     except RecursionError:
         return DataError("wrong JSON", f"{where}: {_TOO_DEEP}.")
     except (ValueError, MemoryError) as error:
-        return DataError("wrong JSON", f"{where}: {_in_one_line(error)}.")
+        return DataError("wrong JSON", f"{where}: {one_line(error)}.")
     return (
         value
         if isinstance(value, dict)
@@ -341,10 +341,6 @@ def _parse_object(text: str, where: str) -> RawRow:
 def has_too_many_values(text: str) -> bool:
     """Whether a JSON text would take gigabytes once it is read, whatever its own length; short ones never do."""
     return len(text) > _LONG_ROW and sum(map(text.count, "[{,")) > MAX_ROW_VALUES
-
-
-def _in_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _read_json(path: Path) -> Iterator[RawRow]:
@@ -496,7 +492,7 @@ def _read_tar(path: Path) -> Iterator[RawRow]:
             yield from _group_members(archive, path)
     # `zlib.error` and its kind are plain exceptions, and a damaged header may lead to any other.
     except Exception as error:
-        reason = _in_one_line(error)
+        reason = one_line(error)
         yield DataError("wrong nesting", f"{path.name}: the archive cannot be read further ({reason}).")
 
 

@@ -102,39 +102,6 @@ class ModelAnswerer:
         return [reply.text for reply in self._prompted.generate(written, settings)]
 
 
-class ScriptedAnswerer:
-    """A model that says what a function tells it to; for checks of tasks and metrics.
-
-    Args:
-        reply: Gets a prompt and gives the reply.
-        name: What to call it.
-    """
-
-    def __init__(self, reply: Any, *, name: str = "scripted") -> None:
-        self._reply = reply
-        self.name = name
-
-    def describe(self) -> ModelDescription:
-        """Which model this is."""
-        return ModelDescription(name=self.name, revision=None, config_hash="", dtype="none")
-
-    @property
-    def max_batch_size(self) -> int | None:
-        """No limit."""
-        return None
-
-    def count_tokens(self, prompt: Prompt) -> int:
-        """Words, and a hundred per picture."""
-        return len(prompt.text.split()) + 100 * len(prompt.shown_pictures)
-
-    def answer(self, prompts: Sequence[Prompt], generation: Generation) -> list[str]:
-        """Replies of the function; pictures are decoded as a model would do it."""
-        for prompt in prompts:
-            for picture in prompt.shown_pictures:
-                picture.load()
-        return [str(self._reply(prompt)) for prompt in prompts]
-
-
 def describe_model(model: Any, *, name: str) -> ModelDescription:
     """Which model this is.
 

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, one_line
 from .few_shot import Demonstrator, FewShotSettings, few_shot_generation
 from .metrics.short_answers import whole_number
 from .prompts import Prompt
@@ -148,7 +148,7 @@ def _read(plan: TaskPlan) -> Iterator[Sample | BrokenSample]:
             yield build_sample(plan.task, plan.layout, values, id=name, position=position, roots=roots)
         except Exception as error:
             # Rows may hold anything, and one of them never ends an evaluation.
-            yield BrokenSample(id=name, position=position, error=" ".join(str(error).split()) or type(error).__name__)
+            yield BrokenSample(id=name, position=position, error=one_line(error))
         position += 1
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..errors import XGenMMError
+from ..errors import XGenMMError, one_line
 
 FORMAT, VERSION = "xgen-mm-evaluation", 1
 RESULTS_FILE, PICTURES = "results.json", "pictures"
@@ -74,7 +74,7 @@ def read_results(path: str | Path) -> Results:
         # What is nested too deeply to be written cannot be shown either.
         json.dumps(content)
     except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[: 3 * _LONGEST]
+        reason = one_line(error)[: 3 * _LONGEST]
         raise ResultsError(f"`{path}` cannot be read as the results of an evaluation: {reason}; {_REMEDY}.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ResultsError(f"`{path}` holds no results of an evaluation; expected `format` {FORMAT!r}.")

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
+from ..errors import one_line
 from .answering import Answerer
 from .journal import Journal
 from .plans import BrokenSample, TaskPlan, prompt_of, read_samples
@@ -241,9 +242,9 @@ class _Worker:
         try:
             yield from read_samples(plan, limit=limit)
         except Exception as error:
-            logger.error("The data of `%s` cannot be read further: %s", plan.name, _say(error))
+            logger.error("The data of `%s` cannot be read further: %s", plan.name, one_line(error))
             record = _new_record(f"data of {plan.name}", len(self._seen[plan.name]))
-            self._broken_data[plan.name] = record | {"error": _say(error)}
+            self._broken_data[plan.name] = record | {"error": one_line(error)}
 
     def _run_window(
         self,
@@ -288,7 +289,7 @@ class _Worker:
         try:
             return _Measured(sample, self._answerer.count_tokens(prompt_of(plan, sample)))
         except Exception as error:
-            return BrokenSample(id=sample.id, position=sample.position, error=_say(error))
+            return BrokenSample(id=sample.id, position=sample.position, error=one_line(error))
 
     def _run_batch(self, plan: TaskPlan, samples: Sequence[Sample]) -> list[str]:
         """Compute a batch.
@@ -327,7 +328,7 @@ class _Worker:
             return list(self._answerer.answer(prompts, plan.generation))
         except Exception as error:
             if len(prompts) == 1:
-                logger.warning("Sample `%s` of `%s` failed: %s", samples[0].id, plan.name, _say(error))
+                logger.warning("Sample `%s` of `%s` failed: %s", samples[0].id, plan.name, one_line(error))
                 return [error]
             return [self._reply(plan, [sample])[0] for sample in samples]
 
@@ -335,14 +336,14 @@ class _Worker:
         record = _new_record(sample.id, sample.position)
         record |= {"prompt": prompt_of(plan, sample).text, "target": sample.target, "groups": dict(sample.groups)}
         if isinstance(reply, Exception):
-            return record | {"error": _say(reply)}
+            return record | {"error": one_line(reply)}
         record["reply"] = reply
         try:
             if self._with_pictures:
                 record["pictures"] = [write_thumbnail(picture, self._output) for picture in sample.pictures]
             scored = score_reply(plan.task, sample, reply, judge=self._judge)
         except Exception as error:
-            return record | {"error": _say(error)}
+            return record | {"error": one_line(error)}
         groups = {**sample.groups, **scored.groups}
         return record | {"answer": scored.answer, "scores": scored.scores, "groups": groups}
 
@@ -373,7 +374,3 @@ def _new_record(id: str, position: int) -> SampleRecord:
 
 def _is_comparable(shots: int | None, plan: TaskPlan) -> bool:
     return shots == (None if plan.few_shot is None else plan.few_shot.shots)
-
-
-def _say(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..data.sources import RawRow, Selection, find_files, is_saved_dataset, open_stream, picture_roots, read_rows
-from ..errors import DataError
+from ..errors import DataError, one_line
 from .task import HubData, Task, TaskError
 
 # Columns that rows get beside their own: name of their file without its ending, and their name in an object of rows.
@@ -165,7 +165,7 @@ def _until_fault(rows: Iterable[RawRow], *, name: str) -> Iterator[RawRow]:
     except ImportError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         yield DataError("wrong nesting", f"{name}: {reason.rstrip('.')}; nothing behind it can be read.")
 
 

@@ -40,6 +40,9 @@ _IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 # All public IPv6 addresses in use; what lies outside is local, or leads to an IPv4 address.
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+# Not public either, but so to Python's own lists of some versions: protocol assignments (metadata services of clouds
+# among them), the old way from IPv6 to IPv4, and the second network for documentation.
+_NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20")))
 # Interface identifiers that hold an IPv4 address (ISATAP, RFC 5214), private and public form.
 _ISATAP = (0x00005EFE, 0x02005EFE)
 
@@ -138,6 +141,8 @@ def is_public(number: str) -> bool:
     [True, False, False, True]
     """
     address: _IPAddress = ipaddress.ip_address(number.partition("%")[0])
+    if any(address in network for network in _NOT_PUBLIC):
+        return False
     if isinstance(address, ipaddress.IPv4Address):
         return address.is_global and not address.is_multicast
     if address.ipv4_mapped is not None:
@@ -164,7 +169,9 @@ def _download(client: Any, url: str, limits: DownloadLimits) -> bytes:
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     watch = _Deadline(limits.deadline_seconds)
-    name = f"`{url if len(url) <= 200 else f'{url[:197]}...'}`"
+    shown = url if len(url) <= 200 else f"{url[:197]}..."
+    # A stranger's address must not break a message into lines, nor command a terminal.
+    name = f"`{''.join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in shown)}`"
     try:
         with watch:
             return _follow(client, httpx.URL(url), name, limits=limits, watch=watch)

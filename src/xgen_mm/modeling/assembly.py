@@ -17,6 +17,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from ..anyres import Size
+from ..connectors.connector_table import find_connector
 from .configuration_xgen_mm import RELEASED_GRIDS, XGenMMConfig
 from .part_weights import assemble_model, check_assembly
 from .parts import (
@@ -44,16 +45,18 @@ class AssemblySettings:
     """What a new model has besides its two pretrained parts.
 
     Attributes:
-        num_latents: Image tokens per tile.
-        resampler_layers: Layers of the resampler.
+        connector: What stands between the parts: "perceiver", or "mlp" with one image token per patch.
+        num_latents: Image tokens per tile of a perceiver; `None` is 128.
+        resampler_layers: Layers of the connector; `None` is 6 for a perceiver and 2 for an MLP.
         grids: Permitted canvases as (rows, cols) of tiles; order breaks ties.
         tile_grouping: As in `XGenMMConfig`. New models read tile by tile; raster chunks, which mix the rows of
             neighbouring tiles, are what released checkpoints were trained with.
         seed: Seed of the resampler's weights.
     """
 
-    num_latents: int = 128
-    resampler_layers: int = 6
+    connector: str = "perceiver"
+    num_latents: int | None = None
+    resampler_layers: int | None = None
     grids: Sequence[Size] = RELEASED_GRIDS
     tile_grouping: str = "tile"
     seed: int = 0
@@ -61,8 +64,15 @@ class AssemblySettings:
     def __post_init__(self) -> None:
         """Refuse values that no model can be built with."""
         for field in ("num_latents", "resampler_layers"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"`{field}` is {getattr(self, field)}; give at least 1.")
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"`{field}` is {value}; give at least 1.")
+        find_connector(self.connector)
+        if self.connector != "perceiver" and self.num_latents is not None:
+            raise ValueError(
+                f"`num_latents` is {self.num_latents}, but only a perceiver has latents; leave it out for the "
+                f"connector {self.connector!r}."
+            )
         if not self.grids or any(len(grid) != 2 or min(grid) < 1 for grid in self.grids):
             raise ValueError(f"`grids` is {self.grids}; list (rows, cols) of at least 1 tile each.")
         if self.tile_grouping not in TILE_GROUPINGS:
@@ -199,27 +209,31 @@ def build_config(
         settings: What is new.
 
     Returns:
-        A configuration whose resampler has the tower's width and number of heads, and otherwise the released shape.
+        A configuration whose perceiver has the tower's width and number of heads, and otherwise the released shape.
     """
     text_config.vocab_size = max(text_config.vocab_size, num_token_rows)
     text_config.tie_word_embeddings = tie_word_embeddings
     tile_size = vision_config.image_size
-    num_heads = getattr(vision_config, "num_attention_heads", None)
     return XGenMMConfig(
         vision_config=vision_config,
         text_config=text_config,
-        resampler_config={
-            "num_latents": settings.num_latents,
-            "num_hidden_layers": settings.resampler_layers,
-            # Sixteen of 96 for SigLIP so400m, as released.
-            "num_attention_heads": num_heads if isinstance(num_heads, int) else DEFAULT_ATTENTION_HEADS,
-        },
+        resampler_config=_connector_fields(vision_config, settings),
         image_token_id=image_token_id,
         image_grid_pinpoints=[[rows * tile_size, cols * tile_size] for rows, cols in settings.grids],
         tile_grouping=settings.tile_grouping,
         lm_head_bias=lm_head_bias,
         tie_word_embeddings=tie_word_embeddings,
     )
+
+
+def _connector_fields(vision_config: PreTrainedConfig, settings: AssemblySettings) -> dict[str, Any]:
+    fields: dict[str, Any] = {"num_latents": settings.num_latents, "num_hidden_layers": settings.resampler_layers}
+    if settings.connector == "perceiver":
+        num_heads = getattr(vision_config, "num_attention_heads", None)
+        # Sixteen of 96 for SigLIP so400m, as released.
+        fields["num_attention_heads"] = num_heads if isinstance(num_heads, int) else DEFAULT_ATTENTION_HEADS
+    given = {name: value for name, value in fields.items() if value is not None}
+    return {"model_type": find_connector(settings.connector).model_type, **given}
 
 
 def build_generation_config(source: GenerationConfig | None, *, suppressed: Iterable[int]) -> GenerationConfig:

@@ -2,14 +2,21 @@
 
 import copy
 import os
-from functools import wraps
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto import CONFIG_MAPPING, AutoConfig
 
+from ..connectors.connector_config import (
+    is_connector,
+    is_connector_type,
+    known_connector_types,
+    one_line,
+    plain_errors,
+)
+from ..connectors.connector_table import DEFAULT_MODEL_TYPE
 from .released_config import RELEASED_KEYS, SIGLIP_SO400M, translate_released_config
 
 # Canvases of the released checkpoints in tiles, (rows, cols); the order breaks ties. There is no 1 x 1.
@@ -39,63 +46,6 @@ POSITIVE_FIELDS = (
 ACTIVATION_FIELDS = ("hidden_act", "hidden_activation", "activation_function")
 USUAL_ACTIVATIONS = frozenset(("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu"))
 
-ConfigClass = TypeVar("ConfigClass", bound=type)
-
-
-def plain_errors(config_class: ConfigClass) -> ConfigClass:
-    """Class decorator: a value of the wrong type is a `ValueError` of one line that names the field."""
-    build = config_class.__init__
-
-    @wraps(build)
-    def build_or_explain(self: Any, *args: Any, **kwargs: Any) -> None:
-        try:
-            build(self, *args, **kwargs)
-        except StrictDataclassError as error:
-            raise ValueError(f"`{config_class.__name__}` cannot be built: {_one_line(error)}") from error
-
-    config_class.__init__ = build_or_explain
-    return config_class
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    # The host lists what each permitted type had against the value.
-    return text.partition(". Errors: ")[0].removeprefix("Validation error for ")
-
-
-@plain_errors
-@strict
-class XGenMMResamplerConfig(PreTrainedConfig):
-    """Shape of the perceiver resampler; the defaults are those of the released 4B models.
-
-    Args:
-        hidden_size: Width of the latents; `None` takes the vision tower's width (1152 as released).
-        output_size: Width of the image tokens; `None` takes the language model's width (3072 as released).
-        num_latents: Learned queries, and so image tokens, per tile.
-        num_hidden_layers: Number of cross-attention + feed-forward layers.
-        num_attention_heads: Attention heads per layer.
-        head_dim: Width of one head; `num_attention_heads * head_dim` may differ from `hidden_size`.
-        intermediate_size: Width of the feed-forward layer; `None` is four times `hidden_size`.
-        hidden_act: Activation of the feed-forward layer (the exact, erf-based GELU as released).
-        layer_norm_eps: Epsilon of every LayerNorm.
-        initializer_range: Standard deviation of freshly initialised weights.
-    """
-
-    model_type = "xgenmm_resampler"
-    base_config_key = "resampler_config"
-    base_model_fsdp_plan = {"layers.*": "free_full_weight"}
-
-    hidden_size: int | None = None
-    output_size: int | None = None
-    num_latents: int = 128
-    num_hidden_layers: int = 6
-    num_attention_heads: int = 16
-    head_dim: int = 96
-    intermediate_size: int | None = None
-    hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
-
 
 @plain_errors
 @strict
@@ -107,7 +57,8 @@ class XGenMMConfig(PreTrainedConfig):
 
     Args:
         vision_config: Any vision tower transformers knows, as a config or a dict with `model_type`.
-        resampler_config: Shape of the perceiver resampler.
+        resampler_config: Any registered connector, as a config or a dict; without `model_type`, the released
+            perceiver resampler.
         text_config: Any causal language model transformers knows, as a config or a dict with `model_type`.
         image_token_id: Id of the `<image>` placeholder; one per image token in `input_ids`.
         image_grid_pinpoints: Permitted canvases as `[height, width]` in pixels; `None` takes the released five shapes
@@ -115,7 +66,7 @@ class XGenMMConfig(PreTrainedConfig):
         tile_grouping: What the resampler reads at once. `"raster_chunks"` cuts the feature map of the canvas into
             consecutive raster chunks, as every released checkpoint expects; `"tile"` keeps each tile's features
             together, the better choice for newly trained models; `"image"` joins all features of a picture, so that it
-            costs `num_latents` tokens whatever its size.
+            costs as many tokens as one tile whatever its size.
         lm_head_bias: Whether the output layer has a bias; the released checkpoints have one.
         max_tiles_per_call: Most tiles that go through tower and resampler in one call, which bounds memory; `None`
             decides by device (small calls are faster on a CPU, one large call on an accelerator).
@@ -135,7 +86,7 @@ class XGenMMConfig(PreTrainedConfig):
     architecture = "xgenmm"
     sub_configs = {
         "vision_config": AutoConfig,
-        "resampler_config": XGenMMResamplerConfig,
+        "resampler_config": AutoConfig,
         "text_config": AutoConfig,
     }
     # Evaluation by the host's Trainer keeps scores alone: no caches (by both of their names), no image tokens.
@@ -176,7 +127,9 @@ class XGenMMConfig(PreTrainedConfig):
         self.resampler_config = self._build_resampler_config()
         for name, needed in (("vision_config", ("image_size", "patch_size")), ("text_config", ("vocab_size",))):
             check_sizes(getattr(self, name), name=name, needed=("hidden_size", *needed))
-        self._complete_resampler()
+        self.resampler_config.fill_sizes(
+            hidden_size=self.vision_config.hidden_size, output_size=self.text_config.hidden_size
+        )
         if self.image_grid_pinpoints is None:
             self.image_grid_pinpoints = [
                 [rows * self.tile_size, cols * self.tile_size] for rows, cols in RELEASED_GRIDS
@@ -228,34 +181,53 @@ class XGenMMConfig(PreTrainedConfig):
         """Feature cells along one edge of a tile (27 for 384 pixels and patches of 14)."""
         return self.tile_size // self.vision_config.patch_size
 
+    @property
+    def tokens_per_group(self) -> int:
+        """Image tokens of one tile; of one image with `tile_grouping="image"`."""
+        return int(self.resampler_config.num_tokens(self.cells_per_tile**2))
+
     def _build_resampler_config(self) -> PreTrainedConfig:
-        known = type(self).sub_configs["resampler_config"]
         given = self.resampler_config
-        if isinstance(given, known):
+        if is_connector(given):
             return given
         fields = dict(given.to_dict() if isinstance(given, PreTrainedConfig) else given or {})
-        model_type = fields.pop("model_type", known.model_type)
-        if model_type != known.model_type:
+        model_type = fields.pop("model_type", DEFAULT_MODEL_TYPE)
+        if not is_connector_type(model_type):
+            known = ", ".join(repr(name) for name in known_connector_types())
             raise ValueError(
-                f"`resampler_config.model_type` is {model_type!r}; `{type(self).__name__}` knows "
-                f"{known.model_type!r} alone. Leave it out for that one."
+                f"`resampler_config.model_type` is {model_type!r}; `{type(self).__name__}` knows {known}. Leave it "
+                f"out for {DEFAULT_MODEL_TYPE!r}; import the module that registers another one first."
             )
-        return known(**fields)
+        return CONFIG_MAPPING[model_type](**fields)
 
-    def _complete_resampler(self) -> None:
-        resampler = self.resampler_config
-        if resampler.hidden_size is None:
-            resampler.hidden_size = self.vision_config.hidden_size
-        if resampler.output_size is None:
-            resampler.output_size = self.text_config.hidden_size
-        if resampler.intermediate_size is None:
-            resampler.intermediate_size = 4 * resampler.hidden_size
+    def _check_grouping(self) -> None:
+        """Refuse groups of patches that the connector cannot read."""
+        connector, grouping = self.resampler_config, self.tile_grouping
+        name = f"a connector of type {connector.model_type!r}"
+        if connector.needs_square_grid and grouping != "tile":
+            raise ValueError(
+                f"`tile_grouping` is {grouping!r}, but {name} reads patches as a square grid, which only those of one "
+                "tile are. Use 'tile'."
+            )
+        num_patches = self.cells_per_tile**2
+        # Images differ in patches; the shorter ones of a batch are filled up, and filler must not become tokens.
+        if grouping == "image" and connector.num_tokens(2 * num_patches) != connector.num_tokens(num_patches):
+            raise ValueError(
+                f"`tile_grouping` is 'image', but {name} makes more tokens of more patches, so images of different "
+                "sizes cannot be joined into one group each. Use 'tile'."
+            )
 
     def _check_values(self) -> None:
         resampler = self.resampler_config
         check_sizes(resampler, name="resampler_config", needed=("hidden_size", "output_size"))
         for name in type(self).sub_configs:
             check_activation(getattr(self, name), name=name)
+        if resampler.reads_prompt:
+            raise ValueError(
+                f"`resampler_config.model_type` is {resampler.model_type!r}, a connector that reads the prompt, which "
+                f"`{type(self).__name__}` gives to none. Use one that reads images alone."
+            )
+        self._check_grouping()
         if self.image_token_id < 0:
             raise ValueError(f"`image_token_id` is {self.image_token_id}; expected the id of `<image>`, at least 0.")
         for name, ours, other in (
@@ -318,7 +290,7 @@ def build_sub_config(
     try:
         return CONFIG_MAPPING[model_type](**fields)
     except StrictDataclassError as error:
-        raise ValueError(f"`{name}` cannot be used: {_one_line(error)}") from error
+        raise ValueError(f"`{name}` cannot be used: {one_line(error)}") from error
     except ZeroDivisionError as error:
         raise ValueError(f"`{name}` cannot be used: a number of heads in it is 0; give at least 1.") from error
 

@@ -1,4 +1,4 @@
-"""xGen-MM (BLIP-3) models: vision tower, perceiver resampler and language model."""
+"""xGen-MM (BLIP-3) models: vision tower, connector and language model."""
 
 import os
 from collections.abc import Sequence, Sized
@@ -30,7 +30,6 @@ from .picture_generation import PictureGenerationMixin
 from .placeholder_labels import AcceptsLossArguments, mask_placeholders
 from .pretrained_xgen_mm import XGenMMPreTrainedModel
 from .released_calls import join_tiles, refuse_released_arguments
-from .resampler import XGenMMPerceiverResampler
 from .tile_encoding import (
     check_tiles,
     encode_content,
@@ -50,47 +49,42 @@ CPU_VALUES_PER_CALL = 4 * 729 * 1152
 ACCELERATOR_VALUES_PER_CALL = 128 * 729 * 1152
 
 
-class _ImageOutputs:
-    """Answers `image_outputs`, which outputs of the host's models have since transformers 5.24."""
-
-    image_hidden_states: torch.Tensor | None
-
-    @property
-    def image_outputs(self) -> BaseModelOutputWithPooling | None:
-        """`pooler_output` holds `image_hidden_states`; features of the vision tower are not kept: memory."""
-        if self.image_hidden_states is None:
-            return None
-        return BaseModelOutputWithPooling(pooler_output=self.image_hidden_states)
-
-
 @dataclass
-class XGenMMModelOutputWithPast(_ImageOutputs, BaseModelOutputWithPast):
+class XGenMMModelOutputWithPast(BaseModelOutputWithPast):
     """Output of `XGenMMModel`: fields of the host's class, and those below.
 
     Attributes:
         image_hidden_states: Image tokens of all images, shape (image_tokens, hidden_size), if there were images. In a
-            compiled graph those of filler tiles follow.
+            compiled graph those of filler tiles follow, and `image_outputs` is `None`.
+        image_outputs: As outputs of the host's models have it since transformers 5.24: `pooler_output` with one
+            (image_tokens, hidden_size) tensor per image, and what was asked for of the vision tower's layers. It is no
+            field, so that whatever walks over the fields meets the same tokens once.
     """
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs = None
 
 
 @dataclass
-class XGenMMCausalLMOutputWithPast(_ImageOutputs, CausalLMOutputWithPast):
+class XGenMMCausalLMOutputWithPast(CausalLMOutputWithPast):
     """Output of `XGenMMForConditionalGeneration`: fields of the host's class, and those below.
 
     Attributes:
         image_hidden_states: Image tokens of all images, shape (image_tokens, hidden_size), if there were images. In a
-            compiled graph those of filler tiles follow.
+            compiled graph those of filler tiles follow, and `image_outputs` is `None`.
+        image_outputs: As outputs of the host's models have it since transformers 5.24: `pooler_output` with one
+            (image_tokens, hidden_size) tensor per image, and what was asked for of the vision tower's layers. It is no
+            field, so that whatever walks over the fields meets the same tokens once.
     """
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs = None
 
 
 class XGenMMModel(XGenMMPreTrainedModel):
     """Vision tower, resampler and language model without a language-modelling head.
 
-    A picture arrives as a thumbnail and the tiles of its canvas; every tile becomes `num_latents` image tokens, which
+    A picture arrives as a thumbnail and the tiles of its canvas; every tile becomes image tokens, which
     take the places of the `<image>` placeholders in the prompt. The sequence length never changes inside the model.
 
     Source: xGen-MM technical report (arXiv:2408.08872), model architecture.
@@ -100,7 +94,7 @@ class XGenMMModel(XGenMMPreTrainedModel):
         """Build the three parts from their sub-configurations."""
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config, trust_remote_code=False)
-        self.resampler = XGenMMPerceiverResampler._from_config(config.resampler_config)
+        self.resampler = AutoModel.from_config(config.resampler_config, trust_remote_code=False)
         self.language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
         self.post_init()
 
@@ -227,7 +221,11 @@ class XGenMMModel(XGenMMPreTrainedModel):
                 image_tokens = self._image_tokens(features, self._layout(features.unsqueeze(-1), image_sizes))
             image_features = join_pictures(image_tokens).to(inputs_embeds.device, inputs_embeds.dtype)
             # The tower's features are no longer needed; they would stay in memory while the language model runs.
-            del image_outputs, image_tokens
+            image_outputs = BaseModelOutputWithPooling(
+                pooler_output=image_tokens,
+                hidden_states=image_outputs.hidden_states,
+                attentions=image_outputs.attentions,
+            )
             if torch.compiler.is_compiling():
                 mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             else:
@@ -244,7 +242,9 @@ class XGenMMModel(XGenMMPreTrainedModel):
             use_cache=use_cache,
             **kwargs,
         )
-        return XGenMMModelOutputWithPast(**outputs, image_hidden_states=image_features)
+        found = XGenMMModelOutputWithPast(**outputs, image_hidden_states=image_features)
+        found.image_outputs = image_outputs
+        return found
 
     def _compiles_layout(self, image_sizes: Any) -> bool:
         """Whether a graph is being compiled that is to serve images of all sizes.
@@ -333,9 +333,9 @@ class XGenMMModel(XGenMMPreTrainedModel):
     def _image_tokens(self, features: torch.Tensor, layout: TileLayout, **kwargs: Any) -> list[torch.Tensor]:
         """Tower features of all tiles to one (image_tokens, hidden_size) tensor per picture."""
         tokens = self._resample(features, layout, **kwargs)
-        # (groups, num_latents, hidden_size) -> (image_tokens, hidden_size) per picture
-        num_latents = tokens.shape[1]
-        return list(tokens.flatten(0, 1).split_with_sizes([count * num_latents for count in layout.num_groups]))
+        # (groups, tokens, hidden_size) -> (image_tokens, hidden_size) per picture
+        num_tokens = tokens.shape[1]
+        return list(tokens.flatten(0, 1).split_with_sizes([count * num_tokens for count in layout.num_groups]))
 
     def _resample(
         self, features: torch.Tensor, layout: TileLayout, **kwargs: Unpack[TransformersKwargs]
@@ -388,8 +388,9 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMix
         text: str | os.PathLike[str] | PreTrainedModel,
         *,
         tokenizer: Any = None,
-        num_latents: int = 128,
-        resampler_layers: int = 6,
+        connector: str = "perceiver",
+        num_latents: int | None = None,
+        resampler_layers: int | None = None,
         grids: Sequence[tuple[int, int]] = RELEASED_GRIDS,
         tile_grouping: str = "tile",
         dtype: str | torch.dtype = "auto",
@@ -406,8 +407,9 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMix
             text: Hub id, directory or loaded model, any decoder-only language model.
             tokenizer: Tokenizer that goes with the model: the image tokens are added to it. `None` loads the one of
                 `text`; if that is a loaded model, image tokens are the ids after its last one.
-            num_latents: Image tokens per tile.
-            resampler_layers: Layers of the resampler.
+            connector: What stands between the parts: "perceiver", or "mlp" with one image token per patch.
+            num_latents: Image tokens per tile of a perceiver; `None` is 128.
+            resampler_layers: Layers of the connector; `None` is 6 for a perceiver and 2 for an MLP.
             grids: Permitted canvases as (rows, cols) of tiles; order breaks ties.
             tile_grouping: As in `XGenMMConfig`.
             dtype: Precision of the result; `"auto"` is the narrowest that holds both parts without rounding.
@@ -424,6 +426,7 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMix
         from .assembly import AssemblySettings, model_from_parts
 
         settings = AssemblySettings(
+            connector=connector,
             num_latents=num_latents,
             resampler_layers=resampler_layers,
             grids=grids,
@@ -521,7 +524,9 @@ class XGenMMForConditionalGeneration(XGenMMPreTrainedModel, PictureGenerationMix
                 )
         # What is left is named alike in both outputs, the cache as the installed host names it.
         kept_outputs = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
-        return XGenMMCausalLMOutputWithPast(loss=loss, logits=logits, **kept_outputs)
+        scored = XGenMMCausalLMOutputWithPast(loss=loss, logits=logits, **kept_outputs)
+        scored.image_outputs = outputs.image_outputs
+        return scored
 
     def _mask_placeholders(
         self, labels: torch.Tensor, loss_arguments: dict[str, Any]

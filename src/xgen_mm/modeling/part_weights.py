@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto import AutoModel
 
 from .configuration_xgen_mm import XGenMMConfig
 from .parts import describe_source, is_tied
-from .resampler import XGenMMPerceiverResampler
 
 SIGLIP_POOLING_HEAD = "head."
 
@@ -175,10 +175,13 @@ def _grow(table: torch.Tensor, num_rows: int, *, place: _Place) -> torch.Tensor:
     return torch.cat([table.to(place.dtype), mean.expand(num_new, *table.shape[1:]).to(place.dtype)])
 
 
-def _new_resampler(config: XGenMMConfig, *, seed: int) -> XGenMMPerceiverResampler:
+def _new_resampler(config: XGenMMConfig, *, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return XGenMMPerceiverResampler._from_config(config.resampler_config, dtype=torch.float32)
+        resampler: PreTrainedModel = AutoModel.from_config(
+            config.resampler_config, dtype=torch.float32, trust_remote_code=False
+        )
+        return resampler
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -92,7 +92,7 @@ class PictureGenerationMixin(GenerationMixin):
         return new_pictures(
             input_ids,
             image_token_id=self.config.image_token_id,
-            num_image_tokens=[self.config.resampler_config.num_latents * count for count in layout.num_groups],
+            num_image_tokens=[self.config.tokens_per_group * count for count in layout.num_groups],
             num_cached=num_cached,
         )
 

@@ -21,7 +21,7 @@ class TileLayout:
 
     Attributes:
         num_tiles: Real tiles per picture, thumbnail included.
-        num_groups: Groups per picture; each becomes `num_latents` image tokens.
+        num_groups: Groups per picture; each becomes as many image tokens as the connector makes of it.
         cell_order: Long, shape (groups, cells): which cell of all tiles' features (flattened) stands at each place of
             the resampler's input; `None` if groups are the tiles as they are.
         patch_attention_mask: Bool, shape (groups, cells), `False` on padding; `None` if every cell is picture content.

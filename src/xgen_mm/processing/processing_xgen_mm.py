@@ -34,7 +34,8 @@ class XGenMMProcessor(ProcessorMixin):
         image_processor: Cuts pictures into tiles.
         tokenizer: Tokenizer that knows `image_token` as one token.
         chat_template: Jinja template; `None` builds the package's own for this tokenizer.
-        num_latents: Image tokens per tile (128 for the released checkpoints).
+        num_latents: Image tokens per tile, whatever connector makes them: `tokens_per_group` of the model's
+            configuration (128 for the released checkpoints).
         tile_grouping: As in `XGenMMConfig`; with `"image"` a picture costs `num_latents` tokens whatever its tiles.
         image_token: Placeholder of a picture in the text.
         **kwargs: Passed on to the host's processor class.

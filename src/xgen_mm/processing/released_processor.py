@@ -89,7 +89,7 @@ def read_processor_settings(source: str, **kwargs: Any) -> dict[str, Any]:
     if not hasattr(config, "resampler_config"):
         # A tokenizer or another kind of model lies there.
         return {}
-    return {"num_latents": config.resampler_config.num_latents, "tile_grouping": config.tile_grouping}
+    return {"num_latents": config.tokens_per_group, "tile_grouping": config.tile_grouping}
 
 
 def complete_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -13,6 +13,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ CONFIG, ADAPTER, STATE, ARGUMENTS, RECIPE, OWN = (
     "resolved_recipe.yaml",
     "card.yaml",
 )
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Hyper-parameters worth a line, by the host's names.
 KNOWN_ARGUMENTS = (
@@ -102,7 +104,7 @@ def _from_config(directory: Path) -> dict[str, Any]:
     vision, resampler, text = config.vision_config, config.resampler_config, config.text_config
     parts: dict[str, Scalar] = {
         "Vision tower": f"{_layers(vision)}, {config.tile_size}-pixel tiles, patches of {vision.patch_size} pixels",
-        "Connector": f"{_layers(resampler)}, {resampler.num_latents} tokens per tile",
+        "Connector": f"{_layers(resampler)}, {config.tokens_per_group} tokens per tile",
         "Language model": f"{_layers(text)}, {text.max_position_embeddings:,} tokens of context",
     }
     num_parameters = _count_parameters(directory)
@@ -112,7 +114,8 @@ def _from_config(directory: Path) -> dict[str, Any]:
 
 
 def _layers(config: Any) -> str:
-    return f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"
+    layers = f"{config.num_hidden_layers} layers of " if hasattr(config, "num_hidden_layers") else ""
+    return f"{config.model_type}, {layers}width {config.hidden_size}"
 
 
 def _count_parameters(directory: Path) -> int:
@@ -132,7 +135,10 @@ def _from_adapter(directory: Path) -> dict[str, Any]:
     settings = {f"{kind} {name}": adapter[key] for name, key in named.items() if adapter.get(key) is not None}
     targets = adapter.get("target_modules")
     if targets:
-        settings[f"{kind} modules"] = targets if isinstance(targets, str) else ", ".join(sorted(targets))
+        if not isinstance(targets, str | list):
+            raise CardError(f"`{directory / ADAPTER}` has `target_modules` {targets!r}; expected names or a pattern.")
+        settings[f"{kind} modules"] = targets if isinstance(targets, str) else ", ".join(sorted(map(str, targets)))
+        _check_adapted_parts(directory, targets)
     facts: dict[str, Any] = {"library": "peft", "tags": [kind.lower()], "training": {"settings": settings}}
     base = adapter.get("base_model_name_or_path")
     if isinstance(base, str) and HUB_ID.fullmatch(base) and not Path(base).exists():
@@ -141,6 +147,21 @@ def _from_adapter(directory: Path) -> dict[str, Any]:
     # A path of the training machine says nothing to others and may say too much.
     note = "These are adapter weights. The base model they belong to is not recorded here by a name on the Hub."
     return facts | {"usage": {"kind": "none", "note": note}}
+
+
+def _check_adapted_parts(directory: Path, targets: str | list[Any]) -> None:
+    """Warn of adapters that names of layers put everywhere but into the language model."""
+    path = directory / ADAPTER_WEIGHTS
+    if isinstance(targets, str) or not path.is_file():
+        return
+    names = read_raw_header(path).entries
+    if any("vision_tower." in name for name in names) and not any("language_model." in name for name in names):
+        warnings.warn(
+            f"`{path}` holds nothing for the language model: `target_modules` {sorted(map(str, targets))} matched "
+            "other parts only. `xgen-mm info` names the base; its language model has layers of other names.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _from_run(directory: Path, arguments: Any) -> dict[str, Any]:

@@ -6,16 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-from ..adapters import merge_adapter
-from ..checkpoint_config import check_model_type, read_json_object, reading_checkpoint
-from ..errors import XGenMMError
+from ..adapters import adapter_base, load_merged_model, load_merged_processor
 from ..output_directory import new_directory
 from .links import refuse_links
 from .model_card import card_for_directory, write_card
 
-ADAPTER_CONFIG = "adapter_config.json"
 CARD = "README.md"
 DEFAULT_SHARD_SIZE = "5GB"
 
@@ -77,15 +72,11 @@ def export_checkpoint(
         OSError: If something cannot be read or written.
     """
     with new_directory(destination) as partial:
-        base = _adapter_base(source)
+        base = adapter_base(source)
         for directory in (source, processor, base):
             refuse_links(directory)
-        check_model_type(base or source)
-        with reading_checkpoint(source):
-            loaded_processor = _load_processor(processor or source, base)
-            model = AutoModelForImageTextToText.from_pretrained(base or source, dtype=dtype, trust_remote_code=False)
-            if base is not None:
-                model = merge_adapter(model, source)
+        model = load_merged_model(source, dtype=dtype)
+        loaded_processor = load_merged_processor(processor or source)
         model.save_pretrained(partial, max_shard_size=max_shard_size)
         loaded_processor.save_pretrained(partial)
         _write_card(source, base, partial, card=card, name=Path(destination).name)
@@ -113,23 +104,3 @@ def _write_card(
         if not Path(known).is_dir():
             facts["base_models"] = (known,)
         write_card(card_for_directory(directory, **facts), target)
-
-
-def _adapter_base(source: str | os.PathLike[str]) -> str | None:
-    """Base model that an adapter directory names; `None` if it holds a whole model."""
-    path = Path(source) / ADAPTER_CONFIG
-    if not path.is_file():
-        return None
-    base = read_json_object(path).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise XGenMMError(f"{path} names no `base_model_name_or_path`; write there what the adapter was trained on.")
-    return str(base)
-
-
-def _load_processor(source: str | os.PathLike[str], base: str | None) -> Any:
-    try:
-        return AutoProcessor.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError):
-        if base is None:
-            raise
-        return AutoProcessor.from_pretrained(base, trust_remote_code=False)

@@ -148,7 +148,7 @@ class QuestionMaker:
         for numbers in sets:
             drawn = [self._draw(rng, number) for number in numbers]
             pictures += drawn
-            lengths = [len(picture.tiles) * self._config.resampler_config.num_latents for picture in drawn]
+            lengths = [len(picture.tiles) * self._config.tokens_per_group for picture in drawn]
             trees.append(self._encode_tree(converse(rng, numbers, canonical=canonical), lengths))
         longest = max(TEXT_ROW_TOKENS, *(len(tree.input_ids) for tree in trees))
         trees += [self._text_row(rng, longest) for _ in range(text_rows)]

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..data.labels import IGNORED
 from .conversations import ROOT, Conversation
 from .training import Batch
 
-IGNORED = -100
 PADDING_NODE = -1
 HIDDEN = torch.finfo(torch.float32).min
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoModelForImageTextToText, Trainer, TrainerState, set_seed
+from transformers import Trainer, TrainerState, set_seed
 
-from ..adapters import merge_adapter
+from ..adapters import load_merged_model, merge_adapter
 from ..output_directory import DirectoryLock, is_full_disk, replaced_directory, unfinished_path
 from .arguments import training_arguments
 from .batches import count_steps, make_loader, make_mixture, passes_per_step
@@ -260,11 +260,8 @@ def _save_final(recipe: Recipe, trainer: Trainer, directory: Path) -> tuple[Path
     if trainer.is_world_process_zero() and recipe.output.merge_lora:
         # Read anew: quantised or spread weights cannot be merged where they are.
         section = recipe.model
-        base = AutoModelForImageTextToText.from_pretrained(
-            checkpoint_of(section),
-            revision=section.revision,
-            dtype=getattr(torch, section.dtype),
-            trust_remote_code=False,
+        base = load_merged_model(
+            checkpoint_of(section), revision=section.revision, dtype=getattr(torch, section.dtype)
         )
         base.config.image_grid_pinpoints = trainer.model.config.image_grid_pinpoints
         with replaced_directory(final) as partial:

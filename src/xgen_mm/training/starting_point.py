@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from .. import tiny_checkpoint
-from ..checkpoint_config import check_model_type, load_config, reading_checkpoint
+from ..adapters import adapter_base, load_merged_model, load_merged_processor, whole_checkpoint
+from ..checkpoint_config import load_config
 from .recipe import Recipe
 from .recipe_sections import ModelSection, PictureSection, RecipeError
 
@@ -43,9 +43,7 @@ def load_processor(recipe: Recipe) -> Any:
     if recipe.batches.grouping == "packed":
         _refuse_rows_read_as_one(recipe.model)
     checkpoint = checkpoint_of(recipe.model)
-    check_model_type(checkpoint, revision=recipe.model.revision)
-    with reading_checkpoint(checkpoint):
-        processor = AutoProcessor.from_pretrained(checkpoint, revision=recipe.model.revision, trust_remote_code=False)
+    processor = load_merged_processor(checkpoint, revision=recipe.model.revision)
     set_pictures(recipe.pictures, processor=processor)
     return processor
 
@@ -53,28 +51,34 @@ def load_processor(recipe: Recipe) -> Any:
 def load_model(recipe: Recipe) -> Any:
     """Model of the checkpoint, all weights trainable; see `prepare_model` for the rest.
 
+    An adapter as checkpoint is merged into its base: training starts from both together, and further adapters are new.
+
     Raises:
         RecipeError: If quantised weights are asked for where they cannot be had.
     """
     section = recipe.model
+    checkpoint = checkpoint_of(section)
+    is_spread = recipe.distributed.fsdp_size is not None
+    if (section.quantization or is_spread) and adapter_base(checkpoint, revision=section.revision) is not None:
+        setting = "distributed: fsdp_size" if is_spread else "model: quantization"
+        raise RecipeError(
+            f"`model: checkpoint` is the adapter `{checkpoint}`, which cannot be merged with `{setting}`; merge it "
+            f"first: `xgen-mm export --model {checkpoint} DIR`, and start from DIR."
+        )
     options: dict[str, Any] = {}
     if section.quantization is not None:
         options["quantization_config"] = _quantisation(section)
-    if recipe.distributed.fsdp_size is not None:
+    if is_spread:
         from transformers.distributed import DistributedConfig
 
         options["distributed_config"] = DistributedConfig(fsdp_size=recipe.distributed.fsdp_size)
-    checkpoint = checkpoint_of(section)
-    check_model_type(checkpoint, revision=section.revision)
-    with reading_checkpoint(checkpoint):
-        model = AutoModelForImageTextToText.from_pretrained(
-            checkpoint,
-            revision=section.revision,
-            dtype=getattr(torch, section.dtype),
-            attn_implementation=section.attention,
-            **options,
-            trust_remote_code=False,
-        )
+    model = load_merged_model(
+        checkpoint,
+        revision=section.revision,
+        dtype=getattr(torch, section.dtype),
+        attn_implementation=section.attention,
+        **options,
+    )
     set_pictures(recipe.pictures, config=model.config)
     return model
 
@@ -112,9 +116,19 @@ def canvases(max_tiles: int, *, tile_size: int) -> list[list[int]]:
     return [[rows * tile_size, columns * tile_size] for rows, columns in grids]
 
 
+def load_start_config(section: ModelSection) -> Any:
+    """Configuration of the checkpoint; of an adapter that of its base.
+
+    Raises:
+        XGenMMError: If it is damaged or that of another architecture.
+    """
+    checkpoint, revision = whole_checkpoint(checkpoint_of(section), revision=section.revision)
+    return load_config(checkpoint, revision=revision)
+
+
 def _refuse_rows_read_as_one(section: ModelSection) -> None:
     """Refuse to pack rows for the first release, whose resampler reads the row that a picture stands in."""
-    config = load_config(checkpoint_of(section), revision=section.revision)
+    config = load_start_config(section)
     if config.model_type == PROMPT_READING_MODEL:
         raise RecipeError(
             f"`batches: grouping: packed` is not possible with `{section.checkpoint}` (`{config.model_type}`): its "

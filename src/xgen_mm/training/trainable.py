@@ -10,7 +10,6 @@ from torch import nn
 from .recipe import Recipe
 from .recipe_sections import LoraSection, Part, RecipeError
 
-PARTS: tuple[Part, ...] = ("vision_tower", "resampler", "language_model")
 ALL_LINEARS = "language_model"
 
 

@@ -5,7 +5,9 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from ..modeling.configuration_xgen_mm import XGenMMConfig, build_sub_config, plain_errors
+from ..connectors.connector_config import plain_errors
+from ..connectors.connector_table import DEFAULT_MODEL_TYPE
+from ..modeling.configuration_xgen_mm import XGenMMConfig, build_sub_config
 from ..modeling.released_config import RELEASED_KEYS
 from .released_config_v1 import CLIP_VIT_H, FIRST_MODEL_TYPE, is_v1_config, translate_released_v1_config
 
@@ -68,6 +70,11 @@ class XGenMMV1Config(XGenMMConfig):
             raise ValueError(
                 f"`vision_config.model_type` is {self.vision_config.model_type!r}; the v1 architecture takes "
                 f"{CLIP_VIT_H['model_type']!r}. Use `XGenMMConfig` for other towers."
+            )
+        if self.resampler_config.model_type != DEFAULT_MODEL_TYPE:
+            raise ValueError(
+                f"`resampler_config.model_type` is {self.resampler_config.model_type!r}; the v1 architecture knows "
+                f"{DEFAULT_MODEL_TYPE!r} alone. Leave it out for that one."
             )
         if self.tile_grouping == "image":
             raise ValueError(

@@ -144,8 +144,8 @@ class XGenMMV1Model(XGenMMModel):
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None,
     ) -> WrittenPrompts:
-        num_latents = self.config.resampler_config.num_latents
-        tokens_per_image = [num_latents * count for count in layout.num_groups]
+        tokens_per_group = self.config.tokens_per_group
+        tokens_per_image = [tokens_per_group * count for count in layout.num_groups]
         # Only the number of features is read off this argument, so they have no width.
         features = inputs_embeds.new_empty(sum(tokens_per_image), 0)
         is_image_token = self.get_placeholder_mask(input_ids, inputs_embeds, features).squeeze(-1)

@@ -10,8 +10,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ..modeling.configuration_xgen_mm import XGenMMResamplerConfig
-from ..modeling.resampler import XGenMMPerceiverResampler
+from ..connectors.perceiver import XGenMMPerceiverResampler, XGenMMResamplerConfig
 
 
 class XGenMMV1TextProjection(nn.Module):

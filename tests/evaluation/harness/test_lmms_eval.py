@@ -1,4 +1,4 @@
-"""lmms-eval's own tasks and ours, run by lmms-eval through the adapter, offline, with the small packaged model."""
+"""lmms-eval's own tasks, run by lmms-eval through the adapter, offline, with the small packaged model."""
 
 import json
 import os
@@ -15,9 +15,7 @@ pytest.importorskip("lmms_eval", reason="lmms-eval has an environment of its own
 
 from xgen_mm import XGenMMForConditionalGeneration, XGenMMProcessor
 from xgen_mm.errors import XGenMMError
-from xgen_mm.evaluation.answering import ModelAnswerer
 from xgen_mm.evaluation.harness.adapter import ModelAdapter, Request
-from xgen_mm.evaluation.harness.export_tasks import write_task_files
 from xgen_mm.evaluation.harness.front import run_harness_tasks
 from xgen_mm.evaluation.harness.lmms_eval_chat import XGenMMChat
 from xgen_mm.evaluation.harness.lmms_eval_simple import XGenMMSimple
@@ -259,112 +257,6 @@ def test_likelihood_task_picks_the_number_in_the_picture(
     results = run_harness_tasks(model, processor, ["likelihood"], include_path=tmp_path)
     assert results is not None
     assert results["likelihood"]["metrics"]["acc"] == 100.0
-
-
-OWN_TASKS = {
-    "pope": "pope",
-    "mme": "mme",
-    "mmstar": "mmstar",
-    "textvqa_val": "textvqa_val",
-    "docvqa_val": "docvqa_val",
-    "chartqa": "chartqa",
-    "ocrbench": "ocrbench",
-    "muirbench": "muirbench",
-}
-
-
-@pytest.fixture(scope="module")
-def exported(rows_file: WriteRows, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """Task files of ours, and their names in the harness."""
-    directory = tmp_path_factory.mktemp("exported")
-    paths = {ours: rows_file(theirs) for ours, theirs in OWN_TASKS.items()}
-    paths |= {"textvqa_few_shot": rows_file("textvqa_val"), "textvqa_few_shot:train": rows_file("textvqa_val")}
-    return directory, write_task_files(directory, names=[*OWN_TASKS, "textvqa_few_shot"], paths=paths, shots=2)
-
-
-@pytest.fixture(scope="module")
-def own_results(
-    model: XGenMMForConditionalGeneration, processor: XGenMMProcessor, exported: tuple[Path, dict[str, str]]
-) -> Results:
-    """Our tasks, run by the harness."""
-    directory, names = exported
-    results = run_harness_tasks(model, processor, list(names.values()), include_path=directory)
-    assert results is not None
-    return {ours: results[theirs] for ours, theirs in names.items()}
-
-
-@pytest.fixture(scope="module")
-def runner_results(
-    model: XGenMMForConditionalGeneration,
-    processor: XGenMMProcessor,
-    exported: tuple[Path, dict[str, str]],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Results:
-    """The same tasks on the same rows, run by `xgen-mm evaluate`."""
-    from xgen_mm.evaluation.harness.exported import read_plan
-    from xgen_mm.evaluation.runner import RunSettings, run_tasks
-
-    directory, names = exported
-    settings = RunSettings(limit=None, seed=42, max_tiles=None, batch_tokens=16_384, versions={})
-    results = run_tasks(
-        [read_plan(str(directory / "plans.json"), name) for name in names],
-        ModelAnswerer(model, processor, name="small"),
-        settings=settings,
-        output=tmp_path_factory.mktemp("run"),
-    )
-    assert results is not None
-    tasks: Results = results["tasks"]
-    return tasks
-
-
-@pytest.mark.parametrize("name", [*sorted(OWN_TASKS), "textvqa_few_shot:2"])
-def test_own_task_scores_the_same_under_the_harness_and_under_our_runner(
-    own_results: Results, runner_results: Results, name: str
-) -> None:
-    theirs, ours = own_results[name], runner_results[name]
-    shared = {metric: ours["metrics"][metric] for metric in theirs["metrics"]}
-    assert ours["main_metric"] in shared
-    assert theirs["metrics"] == pytest.approx(shared, abs=1e-9)
-    assert [sample["reply"] for sample in theirs["samples"]] == [sample["reply"] for sample in ours["samples"]]
-
-
-def test_own_figures_below_one_are_not_taken_for_shares() -> None:
-    from xgen_mm.evaluation.harness.front import to_task_result
-
-    configs = {"mine": {"metadata": {"xgen_mm_metric": "accuracy"}}, "theirs": {"metadata": [{"version": 0.0}]}}
-    outcome = {
-        "results": {name: {"acc,none": 0.5} for name in configs},
-        "configs": configs,
-        "samples": {name: [] for name in configs},
-        "higher_is_better": {},
-    }
-    found = {name: to_task_result(name, outcome, replies={})["metrics"] for name in configs}
-    assert found == {"mine": {"acc": 0.5}, "theirs": {"acc": 50.0}}
-
-
-def test_own_tasks_are_not_all_right_or_all_wrong(runner_results: Results) -> None:
-    shares = [runner_results[name]["metrics"][runner_results[name]["main_metric"]] for name in OWN_TASKS]
-    assert any(0 < share < 100 for share in shares)
-
-
-def test_own_few_shot_prompt_has_no_chat_template_and_ends_examples(own_results: Results) -> None:
-    prompt = own_results["textvqa_few_shot:2"]["samples"][0]["prompt"]
-    start = "<image>Question:What number is in the image? Short answer:"
-    assert prompt.startswith(start)
-    assert prompt.count("<|endofchunk|>\n") == 2
-    assert prompt.endswith(start)
-
-
-def test_harness_command_line_runs_our_suite(
-    exported: tuple[Path, dict[str, str]], tmp_path: Path, rows_file: WriteRows
-) -> None:
-    from lmms_eval.tasks import TaskManager
-
-    directory = tmp_path / "suite"
-    write_task_files(directory, paths={"pope": rows_file("pope"), "mmstar": rows_file("mmstar")})
-    manager = TaskManager("WARNING", include_path=[str(directory)], include_defaults=False)
-    assert manager.task_index["xgen_mm_paper"]["type"] == "group"
-    assert {"xgen_mm_pope", "xgen_mm_mmstar"} <= set(manager.all_tasks)
 
 
 @pytest.fixture(scope="module")

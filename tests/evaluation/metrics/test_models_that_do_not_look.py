@@ -49,7 +49,7 @@ def test_pope_of_a_blind_model_is_what_the_definition_says(
 ) -> None:
     found = metrics.pope(ask(MODELS[name]))["Overall"]
     expected = {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1}
-    assert {key: found[key] for key in expected} == pytest.approx(expected)  # type: ignore[literal-required]
+    assert {key: found[key] for key in expected} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("name", "points"), [("always yes", 50.0), ("silent", 0.0), ("repeats the prompt", 0.0)])

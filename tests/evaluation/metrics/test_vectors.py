@@ -164,7 +164,7 @@ def test_pope_matches_both_harnesses(case: Case) -> None:
     theirs = dict(case["expected"]["lmms_eval_fraction"])
     del theirs["yes_ratio"]
     strict = metrics.pope_lmms_eval(case["rows"])
-    assert {name: strict[name] / 100 for name in theirs} == pytest.approx(theirs, abs=FRACTION)  # type: ignore[literal-required]
+    assert {name: strict[name] / 100 for name in theirs} == pytest.approx(theirs, abs=FRACTION)
 
 
 @every("relaxed_accuracy")

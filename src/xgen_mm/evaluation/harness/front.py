@@ -11,7 +11,6 @@ from typing import Any
 from ...errors import XGenMMError
 from ..results import SampleRecord, TaskResult
 from .adapter import DEFAULT_MAX_BATCH_TOKENS, Reply
-from .export_tasks import EXPORT_MARK
 from .local_tasks import find_task_files, read_task, unknown_task, write_local_tasks
 from .messages import PromptFormat
 
@@ -48,7 +47,7 @@ def run_harness_tasks(
         tasks: Names of tasks, as lmms-eval lists them.
         data: Local data by task: a file (Parquet, JSON, CSV, Arrow), a directory of such files, or one written by
             `save_to_disk`, with the columns of the task's data set.
-        include_path: Directory of further task files, such as `export_tasks.write_task_files` writes.
+        include_path: Directory of further task files.
         download: Whether tasks without local data may get theirs from the Hub.
         limit: Samples per task; `None` takes all.
         seed: Of whatever a task draws.
@@ -137,8 +136,7 @@ def to_task_result(name: str, outcome: Mapping[str, Any], *, replies: Mapping[tu
         for key, value in outcome["results"][name].items()
         if _is_number(value) and "_stderr" not in key and "_clt" not in key and key not in _NO_METRICS
     }
-    is_ours = EXPORT_MARK in (outcome["configs"][name].get("metadata") or {})
-    metrics = values if is_ours else to_percentages(values)
+    metrics = to_percentages(values)
     configured = [metric["metric"] for metric in outcome["configs"][name].get("metric_list") or ()]
     main = _main_metric([metric for metric in configured if metric in metrics] or list(metrics))
     directions = outcome["higher_is_better"].get(name, {})

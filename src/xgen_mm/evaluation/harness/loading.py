@@ -3,9 +3,8 @@
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from ...checkpoint_config import check_model_type
+from ...adapters import load_merged_model, load_merged_processor
 from .adapter import ModelAdapter
 
 
@@ -20,17 +19,14 @@ def load_adapter(
     """A model that replies to prompts.
 
     Args:
-        checkpoint: Directory or Hub id.
+        checkpoint: Directory or Hub id of a checkpoint or of an adapter.
         device: Torch device; `None` and `auto` take an accelerator if there is one.
         dtype: `auto` keeps the precision of the weights.
         revision: Commit, branch or tag on the Hub.
         **settings: Arguments of `ModelAdapter`.
     """
-    check_model_type(checkpoint, revision=revision)
-    processor = AutoProcessor.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
-    model = AutoModelForImageTextToText.from_pretrained(
-        checkpoint, dtype=dtype, revision=revision, trust_remote_code=False
-    )
+    model = load_merged_model(checkpoint, dtype=dtype, revision=revision)
+    processor = load_merged_processor(checkpoint, revision=revision)
     return ModelAdapter(model.to(_choose(device)), processor, **settings)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ...errors import XGenMMError
+from ...errors import XGenMMError, one_line
 from ..task import check_size
 
 # Kinds of files that `datasets` reads without a script.
@@ -48,7 +48,7 @@ def read_task(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise XGenMMError(f"`{path}` cannot be read as a task ({reason}); mend or remove it.") from error
     if not isinstance(content, dict):
         raise XGenMMError(f"`{path}` holds no task; expected a mapping of keys to values.")

@@ -27,12 +27,27 @@ from typing import Any, TypeAlias
 from .caption_scores import cider_scores
 from .multiple_choice import CIRCULAR_STEP
 from .short_answers import whole_number
-from .yes_no import mme_sums, pope_from_counts
 
 Figures: TypeAlias = dict[str, float]
 # Amounts by what is counted and the group it is counted in; the group of everything has no name.
 Tally: TypeAlias = defaultdict[tuple[str, str], float]
 Options: TypeAlias = Mapping[str, Any]
+
+MME_PERCEPTION = (
+    "existence",
+    "count",
+    "position",
+    "color",
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+)
+MME_COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+# 14 categories with 200 points each.
+MME_MAXIMUM = 200 * (len(MME_PERCEPTION) + len(MME_COGNITION))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,19 +89,34 @@ class Aggregate:
         """Figures by name; none without samples."""
         if not samples:
             return {}
-        total: Tally = defaultdict(float)
-        for members in self.units(self.complete(samples)):
-            for key, amount in self.tally(members, options).items():
-                total[key] += amount
-        return self.figures(total)
+        return self.figures(self.total(samples, options))
 
-    def units(self, samples: Sequence[SampleScore]) -> list[list[SampleScore]]:
-        """Samples that belong together, in order of appearance."""
+    def by_group(self, samples: Sequence[SampleScore], **options: Any) -> dict[str, Figures]:
+        """Figures of the whole, under `Overall` and even without samples, and of each group."""
+        total = self.total(samples, options)
+        figures: dict[str, Figures] = {}
+        for group in dict.fromkeys(("", *_groups(total))):
+            own = {(name, ""): amount for (name, of), amount in total.items() if of == group}
+            # An amount of nothing, so that the whole has figures without samples too.
+            figures[group or "Overall"] = self.figures(defaultdict(float, {("", ""): 0.0} | own))
+        return figures
+
+    def total(self, samples: Sequence[SampleScore], options: Options) -> Tally:
+        """Sum of the tallies of all units."""
+        total: Tally = defaultdict(float)
+        samples = self.complete(samples)
+        for unit in self.units(samples):
+            for key, amount in self.tally([samples[i] for i in unit], options).items():
+                total[key] += amount
+        return total
+
+    def units(self, samples: Sequence[SampleScore]) -> list[list[int]]:
+        """Positions of the samples that belong together, in order of appearance."""
         if self.unit is None:
-            return [[sample] for sample in samples]
-        units: dict[Hashable, list[SampleScore]] = {}
-        for sample in samples:
-            units.setdefault(self.unit(sample), []).append(sample)
+            return [[i] for i in range(len(samples))]
+        units: dict[Hashable, list[int]] = {}
+        for i, sample in enumerate(samples):
+            units.setdefault(self.unit(sample), []).append(i)
         return list(units.values())
 
 
@@ -153,14 +183,17 @@ def _tally_pope(samples: Sequence[SampleScore], options: Options) -> Tally:
     tally: Tally = defaultdict(float)
     for sample in samples:
         is_yes = sample.groups.get("answer", "").lower() == "yes"
-        says_yes = sample.groups.get("predicted", "").lower() == "yes"
+        predicted = sample.groups.get("predicted", "").lower()
+        says_yes = predicted == "yes"
+        # lmms-eval leaves replies that are neither yes nor no out of recall.
+        says_no = predicted == "no" if options.get("has_strict_no") else not says_yes
         # A question of several categories counts once in each of them, and as often in the total.
         for category in sample.groups.get("category", "").split(","):
             for group in dict.fromkeys(("", category)):
                 tally["total", group] += 1
                 tally["right", group] += _is_right(sample)
                 tally["hits", group] += is_yes and says_yes
-                tally["misses", group] += is_yes and not says_yes
+                tally["misses", group] += is_yes and says_no
                 tally["false_alarms", group] += says_yes and not is_yes
     return tally
 
@@ -168,18 +201,17 @@ def _tally_pope(samples: Sequence[SampleScore], options: Options) -> Tally:
 def _figures_pope(tally: Tally) -> Figures:
     figures: Figures = {}
     for group in _groups(tally):
-        scores = pope_from_counts(
-            hits=tally["hits", group],
-            misses=tally["misses", group],
-            false_alarms=tally["false_alarms", group],
-            right=tally["right", group],
-            total=tally["total", group],
-        )
-        figures[_named("accuracy", group)] = scores["accuracy"]
-        figures[_named("precision", group)] = scores["precision"]
-        figures[_named("recall", group)] = scores["recall"]
-        figures[_named("f1", group)] = scores["f1"]
-        figures[_named("yes_share", group)] = scores["yes_share"]
+        hits, false_alarms = tally["hits", group], tally["false_alarms", group]
+        precision = _share(hits, hits + false_alarms)
+        recall = _share(hits, hits + tally["misses", group])
+        shares = {
+            "accuracy": _share(tally["right", group], tally["total", group]),
+            "precision": precision,
+            "recall": recall,
+            "f1": _share(2 * precision * recall, precision + recall),
+            "yes_share": _share(hits + false_alarms, tally["total", group]),
+        }
+        figures |= {_named(name, group): 100 * share for name, share in shares.items()}
     return figures
 
 
@@ -199,7 +231,11 @@ def _figures_mme(tally: Tally) -> Figures:
         + 100 * _share(tally["whole_images", category], tally["images", category])
         for category in _groups(tally)
     }
-    return mme_sums(points) | points
+    perception = sum(points.get(category, 0.0) for category in MME_PERCEPTION)
+    cognition = sum(points.get(category, 0.0) for category in MME_COGNITION)
+    total = perception + cognition
+    sums = {"perception": perception, "cognition": cognition, "total": total, "normalised": 100 * total / MME_MAXIMUM}
+    return sums | points
 
 
 def _hallusion_parts(sample: SampleScore) -> dict[str, str]:

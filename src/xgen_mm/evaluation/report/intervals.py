@@ -56,7 +56,7 @@ def resample(
         Values, shape (runs, num_resamples); `None` if fewer than two units exist.
     """
     completed = [aggregate.complete(samples) for samples in runs]
-    positions = _units(aggregate, completed[0])
+    positions = aggregate.units(completed[0])
     if len(positions) < 2:
         return None
     tables = [_tally_table(aggregate, samples, positions, options) for samples in completed]
@@ -82,16 +82,6 @@ def interval_of(values: Values) -> Interval | None:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(known, (tail, 1 - tail))
     return Interval(float(low), float(high))
-
-
-def _units(aggregate: Aggregate, samples: Sequence[SampleScore]) -> list[list[int]]:
-    """Positions of the samples that belong together."""
-    if aggregate.unit is None:
-        return [[i] for i in range(len(samples))]
-    units: dict[Any, list[int]] = {}
-    for i, sample in enumerate(samples):
-        units.setdefault(aggregate.unit(sample), []).append(i)
-    return list(units.values())
 
 
 def _tally_table(

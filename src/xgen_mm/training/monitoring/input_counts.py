@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...data.labels import IGNORED
 from ..planning.flops import BatchCounts, Inputs, count_pictures, find_model
 
 # Sums that stay on the device until they are asked for, so that counting never waits for it.
@@ -77,7 +78,7 @@ class InputCounter:
         # The first token is never predicted.
         shifted = labels if kwargs.get("shift_labels") is not None else labels[:, 1:]
         zero = torch.zeros((), dtype=torch.long, device=labels.device)
-        self._add(torch.is_grad_enabled(), zero, zero, (shifted != -100).sum())
+        self._add(torch.is_grad_enabled(), zero, zero, (shifted != IGNORED).sum())
 
     def _text_counts(self, text: torch.Tensor, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Tokens, pairs and (none) labelled ones, on the device."""

@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel
 
 from ...anyres import canvas_grid, content_cells
 
@@ -31,7 +33,8 @@ class BatchCounts:
         sequences: Sequences (rows); packed samples of a row are not told apart.
         pictures: Pictures.
         tiles: Tiles that the tower encodes, thumbnails included, filler not.
-        groups: Groups of cells that the resampler reads at once; each becomes `num_latents` image tokens.
+        groups: Groups of cells that the resampler reads at once; each becomes as many image tokens as the
+            connector makes of it.
         cells: Feature cells in all groups together.
         tokens: Text and image tokens, without padding.
         pairs: Pairs of a token and one that it attends to, over all sequences.
@@ -146,7 +149,7 @@ def forward_cost(model: nn.Module) -> ForwardCost:
     """
     inner = find_model(model)
     config = inner.config
-    vision, resampler, text = config.vision_config, config.resampler_config, config.text_config
+    vision, text = config.vision_config, config.text_config
     patches = config.cells_per_tile**2
     tower = dict(_matrices(inner.vision_tower))
     patch_embedding = sum(size for name, size in tower.items() if "patch_embedding" in name)
@@ -154,25 +157,40 @@ def forward_cost(model: nn.Module) -> ForwardCost:
     positions = patches + int(any("class_embedding" in name for name, _ in inner.vision_tower.named_parameters()))
     scores = 4 * positions**2 * vision.hidden_size * vision.num_hidden_layers
 
-    reader = dict(_matrices(inner.resampler))
-    key_value = sum(size for name, size in reader.items() if name.endswith(("k_proj", "v_proj")))
-    latents = resampler.num_latents
-    # Keys and values are made of the cells and of the latents, everything else of the latents alone.
-    per_query = 4 * resampler.num_attention_heads * resampler.head_dim * resampler.num_hidden_layers
-
+    group, cell = _connector_cost(config.resampler_config, patches)
     body = dict(_matrices(inner.language_model))
     adapters = sum(size for name, size in body.items() if _ADAPTER in f".{name}")
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ForwardCost(
         tile=2 * tower_weights * positions + scores,
         patches=2 * patch_embedding * patches,
-        group=2 * sum(reader.values()) * latents + per_query * latents**2,
-        cell=2 * key_value + per_query * latents,
+        group=group,
+        cell=cell,
         token=2 * (sum(body.values()) - adapters),
         pair=4 * text.num_attention_heads * head_dim * text.num_hidden_layers,
         label=2 * text.vocab_size * text.hidden_size,
         adapter_token=2 * adapters,
     )
+
+
+def _connector_cost(config: Any, num_patches: int) -> tuple[float, float]:
+    """FLOPs of a connector per group, and per patch of a group.
+
+    Counted on tensors without memory, for groups of one tile and of four (also a square): a straight line goes through
+    both. It is exact for these, and for every group where no two patches are multiplied.
+    """
+    with torch.device("meta"):
+        connector = AutoModel.from_config(config, trust_remote_code=False, attn_implementation="eager")
+    # The counter cannot follow weights that want gradients through a pass without them.
+    connector.requires_grad_(False)
+    found = []
+    for count in (num_patches, 4 * num_patches):
+        counter = FlopCounterMode(display=False)
+        with counter:
+            connector(torch.empty(1, count, config.hidden_size, device="meta"), None, return_dict=True)
+        found.append(counter.get_total_flops())
+    per_patch = (found[1] - found[0]) / (3 * num_patches)
+    return found[0] - per_patch * num_patches, per_patch
 
 
 def find_model(model: nn.Module) -> Any:

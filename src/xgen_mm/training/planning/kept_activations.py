@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModel
 from transformers.initialization import no_init_weights
 
-from ...modeling.resampler import XGenMMPerceiverResampler
+from ...connectors.perceiver import XGenMMResamplerConfig
 
 Forward: TypeAlias = Callable[[], Any]
 Build: TypeAlias = Callable[[int], tuple[nn.Module, Forward]]
@@ -134,8 +134,8 @@ def kept_by_language_model(
     )
 
 
-def kept_by_resampler(config: Any, *, groups: int, cells: int, arithmetic: Arithmetic, has_mask: bool = True) -> Kept:
-    """What a trained resampler keeps; the tower's features, which all its layers read, are among it.
+def _kept_by_perceiver(config: Any, *, groups: int, cells: int, arithmetic: Arithmetic, has_mask: bool) -> Kept:
+    """What a trained perceiver keeps; the tower's features, which all its layers read, are among it.
 
     Args:
         config: Its configuration.
@@ -146,8 +146,11 @@ def kept_by_resampler(config: Any, *, groups: int, cells: int, arithmetic: Arith
     """
 
     def build(num_layers: int) -> tuple[nn.Module, Forward]:
-        model = XGenMMPerceiverResampler._from_config(
-            _with_layers(config, num_layers), dtype=arithmetic.dtype, attn_implementation=_attention(arithmetic)
+        model = AutoModel.from_config(
+            _with_layers(config, num_layers),
+            dtype=arithmetic.dtype,
+            attn_implementation=_attention(arithmetic),
+            trust_remote_code=False,
         )
         features = torch.empty((groups, cells, config.hidden_size), dtype=arithmetic.dtype)
         mask = torch.empty((groups, 1, config.num_latents, cells + config.num_latents), dtype=torch.bool)
@@ -162,6 +165,29 @@ def kept_by_resampler(config: Any, *, groups: int, cells: int, arithmetic: Arith
 
     layer_input = groups * config.num_latents * config.hidden_size * arithmetic.width
     return _measure(build, config.num_hidden_layers, layer_input=layer_input, arithmetic=arithmetic)
+
+
+def kept_by_connector(config: Any, *, groups: int, cells: int, arithmetic: Arithmetic, has_mask: bool = True) -> Kept:
+    """What a trained connector keeps; the tower's features are among it.
+
+    Args:
+        config: Its configuration.
+        groups: Groups of cells at once.
+        cells: Cells of each.
+        arithmetic: How it computes.
+        has_mask: Whether some cells are padding.
+    """
+    if isinstance(config, XGenMMResamplerConfig):
+        return _kept_by_perceiver(config, groups=groups, cells=cells, arithmetic=arithmetic, has_mask=has_mask)
+
+    def build(_: int) -> tuple[nn.Module, Forward]:
+        model = AutoModel.from_config(config, dtype=arithmetic.dtype, trust_remote_code=False)
+        features = torch.empty((groups, cells, config.hidden_size), dtype=arithmetic.dtype)
+        return model.train(), lambda: model(features, None, return_dict=True)
+
+    # Nobody says which of its layers are alike, so all of it counts, with gradient checkpointing too.
+    whole = _saved_bytes(build, 1, arithmetic=arithmetic, ignored=None)
+    return Kept(whole=whole, layer=0, layer_input=0, num_layers=0)
 
 
 def kept_by_tower(config: Any, *, tiles: int, arithmetic: Arithmetic) -> Kept:

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from ...checkpoint_config import load_config, reading_checkpoint
+from ...checkpoint_config import reading_checkpoint
 from ...errors import XGenMMError
 from ..recipe import Recipe
-from ..starting_point import checkpoint_of, load_processor, set_pictures
+from ..starting_point import checkpoint_of, load_processor, load_start_config, set_pictures
 from .flops import StepFlops, TrainedParts, forward_cost, step_flops
-from .kept_activations import Adapters, Arithmetic, Kept, kept_by_language_model, kept_by_resampler, kept_by_tower
+from .kept_activations import Adapters, Arithmetic, Kept, kept_by_connector, kept_by_language_model, kept_by_tower
 from .measured_data import NUM_SAMPLES, DataFigures, measure_data
 from .part_sizes import build_on_meta, part_sizes
 from .plan_warnings import collect_warnings
@@ -97,7 +97,7 @@ def make_plan(
     world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
     accumulation = recipe.batches.accumulation(world_size)
     checkpoint = checkpoint_of(recipe.model)
-    config = load_config(checkpoint, revision=recipe.model.revision)
+    config = load_start_config(recipe.model)
     set_pictures(recipe.pictures, config=config)
     with reading_checkpoint(checkpoint):
         model = build_on_meta(config)
@@ -263,7 +263,7 @@ def _kept(
     if data.device_tiles and ("resampler" in section.trainable or is_tower_trained):
         groups = data.device_tiles
         cells = config.cells_per_tile**2
-        kept.append(kept_by_resampler(config.resampler_config, groups=groups, cells=cells, arithmetic=arithmetic))
+        kept.append(kept_by_connector(config.resampler_config, groups=groups, cells=cells, arithmetic=arithmetic))
     if data.device_tiles and is_tower_trained:
         kept.append(kept_by_tower(config.vision_config, tiles=data.device_tiles, arithmetic=arithmetic))
     return kept

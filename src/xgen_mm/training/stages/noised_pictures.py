@@ -41,7 +41,7 @@ def signal_share(step: int) -> float:
         The product of `1 - beta` over the first `step` steps, with `beta` from 1e-4 to 0.02 in equal steps.
 
     >>> round(signal_share(500), 3)
-    0.078
+    0.079
     """
     betas = np.linspace(FIRST_BETA, LAST_BETA, NUM_STEPS, dtype=np.float64)
     return float(np.prod(1.0 - betas[:step]))

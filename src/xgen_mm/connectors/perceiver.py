@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -15,7 +16,48 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_xgen_mm import XGenMMResamplerConfig
+from .connector_config import XGenMMConnectorConfig, plain_errors
+
+
+@plain_errors
+@strict
+class XGenMMResamplerConfig(XGenMMConnectorConfig):
+    """Shape of the perceiver resampler; the defaults are those of the released 4B models.
+
+    Args:
+        hidden_size: Width of the latents; `None` takes the vision tower's width (1152 as released).
+        output_size: Width of the image tokens; `None` takes the language model's width (3072 as released).
+        num_latents: Learned queries, and so image tokens, per tile.
+        num_hidden_layers: Number of cross-attention + feed-forward layers.
+        num_attention_heads: Attention heads per layer.
+        head_dim: Width of one head; `num_attention_heads * head_dim` may differ from `hidden_size`.
+        intermediate_size: Width of the feed-forward layer; `None` is four times `hidden_size`.
+        hidden_act: Activation of the feed-forward layer (the exact, erf-based GELU as released).
+        layer_norm_eps: Epsilon of every LayerNorm.
+        initializer_range: Standard deviation of freshly initialised weights.
+    """
+
+    model_type = "xgenmm_resampler"
+    base_model_fsdp_plan = {"layers.*": "free_full_weight"}
+
+    num_latents: int = 128
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 16
+    head_dim: int = 96
+    intermediate_size: int | None = None
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+
+    def num_tokens(self, num_patches: int) -> int:
+        """As many as there are latents, whatever the number of patches."""
+        return self.num_latents
+
+    def fill_sizes(self, *, hidden_size: int, output_size: int) -> None:
+        """Fill in sizes that are left open, that of the feed-forward layer among them."""
+        super().fill_sizes(hidden_size=hidden_size, output_size=output_size)
+        if self.intermediate_size is None and self.hidden_size is not None:
+            self.intermediate_size = 4 * self.hidden_size
 
 
 def eager_attention_forward(
