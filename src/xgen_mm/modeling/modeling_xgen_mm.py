@@ -55,10 +55,10 @@ class XGenMMModelOutputWithPast(BaseModelOutputWithPast):
 
     Attributes:
         image_hidden_states: Image tokens of all images, shape (image_tokens, hidden_size), if there were images. In a
-            compiled graph those of filler tiles follow.
+            compiled graph those of filler tiles follow, and `image_outputs` is `None`.
         image_outputs: As outputs of the host's models have it since transformers 5.24: `pooler_output` with one
-            (image_tokens, hidden_size) tensor per image, and what was asked for of the vision tower; `None` in a
-            compiled graph. It is no field, so that whatever walks over the fields meets the same tokens once.
+            (image_tokens, hidden_size) tensor per image, and what was asked for of the vision tower's layers. It is no
+            field, so that whatever walks over the fields meets the same tokens once.
     """
 
     image_hidden_states: torch.Tensor | None = None
@@ -71,10 +71,10 @@ class XGenMMCausalLMOutputWithPast(CausalLMOutputWithPast):
 
     Attributes:
         image_hidden_states: Image tokens of all images, shape (image_tokens, hidden_size), if there were images. In a
-            compiled graph those of filler tiles follow.
+            compiled graph those of filler tiles follow, and `image_outputs` is `None`.
         image_outputs: As outputs of the host's models have it since transformers 5.24: `pooler_output` with one
-            (image_tokens, hidden_size) tensor per image, and what was asked for of the vision tower; `None` in a
-            compiled graph. It is no field, so that whatever walks over the fields meets the same tokens once.
+            (image_tokens, hidden_size) tensor per image, and what was asked for of the vision tower's layers. It is no
+            field, so that whatever walks over the fields meets the same tokens once.
     """
 
     image_hidden_states: torch.Tensor | None = None
