@@ -2,12 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import XGenMMError
-from .results import find_sample_faults
 
 DIRECTORY = "journal"
 SETTINGS_FILE = "settings.json"
@@ -23,11 +22,16 @@ class Journal:
     Args:
         directory: Of the run; the journal is a directory in it.
         rank: Number of this process.
+        find_faults: What in a record is not as its reader needs it, beyond `id`, `position` and `error`, which every
+            record has. Records with faults do not count.
     """
 
-    def __init__(self, directory: Path, *, rank: int = 0) -> None:
+    def __init__(
+        self, directory: Path, *, rank: int = 0, find_faults: Callable[[Any], list[str]] = lambda _: []
+    ) -> None:
         self.directory = directory / DIRECTORY
         self._path = self.directory / f"rank-{rank:03d}.jsonl"
+        self._find_faults = find_faults
         self._file: IO[bytes] | None = None
         self._finished: dict[tuple[str, str], dict[str, Any]] = {}
 
@@ -78,7 +82,7 @@ class Journal:
                     task, sample = record["task"], record["sample"]
                 except (ValueError, KeyError, TypeError, RecursionError):
                     continue
-                if not isinstance(task, str) or find_sample_faults(sample) or not isinstance(sample["position"], int):
+                if not isinstance(task, str) or not _is_record(sample) or self._find_faults(sample):
                     continue
                 known = self._finished.get((task, sample["id"]))
                 # A success replaces an error, whichever process has it.
@@ -117,6 +121,15 @@ class Journal:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _is_record(sample: Any) -> bool:
+    return (
+        isinstance(sample, dict)
+        and isinstance(sample.get("id"), str)
+        and isinstance(sample.get("position"), int)
+        and isinstance(sample.get("error", 0), str | None)
+    )
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterable[str]:

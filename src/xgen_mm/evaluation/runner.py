@@ -19,7 +19,15 @@ from .answering import Answerer
 from .journal import Journal
 from .plans import BrokenSample, TaskPlan, prompt_of, read_samples
 from .processes import Processes
-from .results import RESULTS_FILE, Results, SampleRecord, TaskResult, make_results, write_results
+from .results import (
+    RESULTS_FILE,
+    Results,
+    SampleRecord,
+    TaskResult,
+    find_sample_faults,
+    make_results,
+    write_results,
+)
 from .samples import Sample
 from .scoring import Judge, score_reply
 from .summaries import main_interval, summarise
@@ -104,7 +112,7 @@ def run_tasks(
         JournalError: If `output` holds another run.
     """
     processes = processes or Processes()
-    journal = Journal(output, rank=processes.rank)
+    journal = Journal(output, rank=processes.rank, find_faults=find_sample_faults)
     described = {
         "model": asdict(answerer.describe()),
         **asdict(settings),
