@@ -204,3 +204,16 @@ def test_missing_file_and_directory_stay_errors_of_the_file_system(tmp_path: Pat
         open_header(tmp_path / "missing.png", name="x")
     with pytest.raises((IsADirectoryError, PermissionError)):
         open_header(tmp_path, name="x")
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 8])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_size_of_a_turned_tiff_is_that_of_the_decoded_image(orientation: int, compression: str | None) -> None:
+    # Pillow turns TIFF files itself when it decodes them, and states their size accordingly before.
+    stream = BytesIO()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.new("RGB", (6, 10)).save(stream, "TIFF", exif=exif, compression=compression)
+    shown = pil_to_rgb(fetch_image(stream.getvalue()))
+    assert shown.size == ((10, 6) if orientation > 4 else (6, 10))
+    assert header_size(stream.getvalue(), name="x") == (shown.height, shown.width)

@@ -105,6 +105,9 @@ def header_size(source: Any, *, name: str) -> tuple[int, int]:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) of an image as its EXIF orientation says it is shown."""
     size = (image.height, image.width)
+    if image.format == "TIFF":
+        # Pillow states the size of these as they are shown, and turns them when it decodes them.
+        return size
     return size[::-1] if exif_orientation(image) in _TURNED_BY_A_QUARTER else size
 
 
