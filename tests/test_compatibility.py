@@ -17,7 +17,8 @@ SOURCE = ROOT / "src" / "xgen_mm"
 NAMES_OF_OTHERS = {
     "argparse": ("_SubParsersAction", "_actions", "_format_action_invocation", "_format_args"),
     "argparse's formatter": ("_get_default_metavar_for_optional",),
-    "torch": ("_cdata", "_checkpoint_offset", "_forward_hooks"),
+    "torch": ("_assert_async", "_cdata", "_checkpoint_offset", "_forward_hooks"),
+    "TRL": ("_metrics",),
     "lmms-eval": ("_rank", "_world_size"),
     # Set by the host, and read where it may be missing.
     "configurations": ("_attn_implementation",),
